@@ -1,0 +1,1 @@
+//! How an adapter graph becomes fast: passes, plan, code

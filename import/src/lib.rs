@@ -1,0 +1,1 @@
+//! Adapters and weights from disk onto graphs: PEFT directories, safetensors

@@ -1,0 +1,1 @@
+//! What an adapter model means: types, ops, graphs, their text forms and their reference meaning

@@ -1,0 +1,1 @@
+//! Where compiled adapter models run: kernels, memory, threads, loading and calling

@@ -1,0 +1,1 @@
+//! Engraft: a graph IR and compiler for adapter architectures on CPUs.
