@@ -1,1 +1,33 @@
-//! What an adapter model means: types, ops, graphs, their text forms and their reference meaning
+//! What an adapter model means: types, ops, graphs, their text forms and their reference meaning.
+//!
+//! This crate knows no machine code, no files of weights and no threads, and has no `unsafe`.
+#![forbid(unsafe_code)]
+
+mod axis;
+mod builder;
+mod dim;
+mod dtype;
+pub mod eval;
+mod graph;
+pub mod op;
+pub mod ops;
+mod query;
+mod stage;
+mod stages;
+pub mod text;
+mod ty;
+pub mod value;
+mod verify;
+
+pub use axis::Axis;
+pub use builder::{BuildError, BuildErrors, GraphBuilder, Tensor};
+pub use dim::{Bindings, Dim, DimError, MAX_DIM, Symbol};
+pub use dtype::DType;
+pub use graph::{Graph, GraphError, MAX_NODES, Node, NodeId, Output};
+pub use op::RuleError;
+pub use ops::Op;
+pub use query::{ParamInfo, SourceInfo};
+pub use stage::Stage;
+pub use stages::Stages;
+pub use ty::{MAX_RANK, Shape, TensorType};
+pub use verify::{VerifyError, verify};

@@ -1,0 +1,137 @@
+//! Where values come from: a call's inputs, and parameters with the stage that binds them.
+
+use crate::op::{Args, OpInfo, Operands, Operator, RuleError, decode, fields};
+use crate::value::{EvalError, Value};
+use crate::{DType, Shape, Stage, TensorType};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json};
+
+/// A value given with each call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    /// The element type.
+    pub dtype: DType,
+    /// The shape; symbols in it are bound by each call.
+    pub shape: Shape,
+}
+
+/// How a parameter that nobody trained starts out.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Init {
+    /// All zeros.
+    Zeros,
+    /// All ones.
+    Ones,
+    /// Normal with mean 0 and this standard deviation.
+    Normal {
+        /// The standard deviation.
+        std: f64,
+    },
+    /// Uniform in `±sqrt(6 / (fan_in + fan_out))` (Glorot and Bengio, 2010).
+    GlorotUniform,
+}
+
+/// A named tensor from a weights file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Param {
+    /// The element type.
+    pub dtype: DType,
+    /// The shape, as the file stores it.
+    pub shape: Shape,
+    /// When it is known: with the base, with the adapter, or (live, as in fine-tuning) with each call.
+    #[serde(default)]
+    pub binding: Stage,
+    /// A label for optimizers, such as LoRA+'s own learning rate for `lora_B`; no part of the arithmetic.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub group: String,
+    /// How it starts out when nobody trained it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<Init>,
+}
+
+const SOURCE: &[(&str, &str)] = &[("dtype", "f32, f64, i32 or i64"), ("shape", "list of dims")];
+
+impl Input {
+    pub(super) const INFOS: &'static [OpInfo] = &[OpInfo {
+        name: "input",
+        formula: "a value given with each call",
+        slots: &[],
+        variadic: false,
+        attributes: SOURCE,
+        decode: decode::<Self>,
+    }];
+}
+
+impl Operator for Input {
+    fn info(&self) -> &'static OpInfo {
+        &Self::INFOS[0]
+    }
+
+    fn attributes(&self) -> Map<String, Json> {
+        fields(self)
+    }
+
+    fn infer(&self, _: Operands<'_>) -> Result<TensorType, RuleError> {
+        Ok(TensorType::new(self.dtype, self.shape.clone()))
+    }
+
+    fn stage(&self, _: Stage) -> Stage {
+        Stage::Call
+    }
+
+    fn eval(&self, _: Args<'_>) -> Result<Value, EvalError> {
+        Err(EvalError::Operand { index: 0 })
+    }
+}
+
+impl Param {
+    pub(super) const INFOS: &'static [OpInfo] = &[OpInfo {
+        name: "param",
+        formula: "a named tensor from a weights file",
+        slots: &[],
+        variadic: false,
+        attributes: &[
+            ("dtype", "f32, f64, i32 or i64"),
+            ("shape", "list of dims"),
+            ("binding", "base (default), adapter or call"),
+            ("group", "label for optimizers, optional"),
+            ("init", "zeros, ones, {normal: {std}} or glorot_uniform, optional"),
+        ],
+        decode: decode::<Self>,
+    }];
+}
+
+impl Operator for Param {
+    fn info(&self) -> &'static OpInfo {
+        &Self::INFOS[0]
+    }
+
+    fn attributes(&self) -> Map<String, Json> {
+        fields(self)
+    }
+
+    fn infer(&self, _: Operands<'_>) -> Result<TensorType, RuleError> {
+        if self.binding == Stage::Compile {
+            return Err(RuleError::Attribute {
+                attribute: "binding",
+                found: self.binding.to_string(),
+                expected: "base, adapter or call".to_owned(),
+            });
+        }
+        if let Some(Init::Normal { std }) = self.init {
+            crate::op::non_negative("init", std)?;
+        }
+        Ok(TensorType::new(self.dtype, self.shape.clone()))
+    }
+
+    fn stage(&self, _: Stage) -> Stage {
+        self.binding
+    }
+
+    fn eval(&self, _: Args<'_>) -> Result<Value, EvalError> {
+        Err(EvalError::Operand { index: 0 })
+    }
+}
