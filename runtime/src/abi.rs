@@ -16,6 +16,9 @@
 
 use crate::context::Context;
 
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("extents cross this interface as u64 and become usize: both must have 64 bits");
+
 /// The alignment in bytes of the arena, of every staged value, and of panels.
 pub const ALIGNMENT: usize = 64;
 

@@ -47,8 +47,7 @@ pub unsafe extern "C" fn engraft_linear(frame: *const Frame, linear: *const Line
     let (context, linear) = unsafe { (context(frame), &*linear) };
     let product = Product::new(linear);
     let shared = Shared((frame, product));
-    let operations = product.batch * product.rows * product.out * (product.k + product.rank);
-    context.workers.run(product.tasks(), operations, &|task| {
+    context.workers.run(product.tasks(), product.operations(), &|task| {
         let (frame, product) = *shared.get();
         let (row, panel) = product.place(task);
         // SAFETY: `place` yields each block of the output once; the kernels are ones this CPU can run; an epilogue is
@@ -81,7 +80,8 @@ pub unsafe extern "C" fn engraft_row_norm(frame: *const Frame, norm: *const RowN
     let (context, norm) = unsafe { (context(frame), *norm) };
     let (out, k, rank) = (norm.out as usize, norm.k as usize, norm.rank as usize);
     let shared = Shared(norm);
-    context.workers.run(out.div_ceil(NORM_ROWS), out * k * (1 + rank), &|task| {
+    let operations = out.saturating_mul(k).saturating_mul(1 + rank);
+    context.workers.run(out.div_ceil(NORM_ROWS), operations, &|task| {
         let norm = shared.get();
         let first = task * NORM_ROWS;
         // SAFETY: the rows from `first` are rows of the caller's matrices, and each task has its own.
@@ -144,6 +144,10 @@ impl<'a> Product<'a> {
 
     fn tasks(&self) -> usize {
         self.batch * self.rows.div_ceil(BLOCK_ROWS) * self.out.div_ceil(PANEL)
+    }
+
+    fn operations(&self) -> usize {
+        [self.batch, self.rows, self.out, self.k + self.rank].into_iter().fold(1, usize::saturating_mul)
     }
 
     /// The block of a task. Rows vary fastest, so that a panel is used up while it is in cache.

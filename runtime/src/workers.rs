@@ -106,11 +106,8 @@ impl Workers {
         // SAFETY: only the lifetime changes. Workers reach the closure through `State::job` alone, and only while they
         // are counted in `State::running`; `Withdraw` clears the one and waits for the other before this call ends,
         // whether it returns or unwinds.
-        let task = unsafe {
-            std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(
-                task,
-            )
-        };
+        let task =
+            unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
         let job = Job { task, tasks, portion: (tasks / (PORTIONS * self.threads())).max(1) };
         {
             let _withdraw = Withdraw(board);

@@ -25,8 +25,6 @@ use std::str::FromStr;
 pub(crate) use norm::{NORM_ROWS, NormBlock};
 pub(crate) use tile::Block;
 
-use crate::panels::LANE;
-
 /// Sixteen floats side by side, in whatever registers an instruction set has for them.
 ///
 /// All methods are `unsafe` for one reason beside their pointers: the CPU must have the instruction set.
