@@ -1,1 +1,11 @@
-//! How an adapter graph becomes fast: passes, plan, code
+//! How an adapter graph becomes fast: passes, plan, code.
+//!
+//! Data flows one way: graph, optimised graph, [`plan`](mod@plan), code, program. Each level prints and is verified.
+#![deny(unsafe_code)]
+
+mod codegen;
+mod jit;
+pub mod plan;
+
+pub use codegen::{Clif, CodegenError, Emitted, SIZES_FUNCTION, STAGE_FUNCTIONS, emit};
+pub use jit::{JitError, Jitted, compile as jit};

@@ -1,0 +1,185 @@
+//! Calls of the runtime's kernels: a structure of the binary interface is filled on the stack and handed over.
+
+use super::emit::{Emit, POINTER, memory};
+use crate::plan::kernel::{Kernel, Linear, MatrixLayout, Pack, RowNorm};
+use cranelift_codegen::ir::{FuncRef, InstBuilder, StackSlot, StackSlotData, StackSlotKind, Value};
+use engraft_ir::Dim;
+use engraft_runtime::abi;
+use std::mem::{align_of, offset_of, size_of};
+
+/// The runtime's entry points, by the kernel they serve.
+pub(super) const PACK: &str = "engraft_pack";
+/// See [`PACK`].
+pub(super) const LINEAR: &str = "engraft_linear";
+/// See [`PACK`].
+pub(super) const ROW_NORM: &str = "engraft_row_norm";
+
+/// The runtime's entry point that computes a kernel, if it is one of the runtime's.
+pub(super) fn entry_point(kernel: &Kernel) -> Option<&'static str> {
+    match kernel {
+        Kernel::Pack(_) => Some(PACK),
+        Kernel::Linear(_) => Some(LINEAR),
+        Kernel::RowNorm(_) => Some(ROW_NORM),
+        Kernel::Loop(_) | Kernel::Row(_) | Kernel::Gather(_) => None,
+    }
+}
+
+/// A structure being filled on the stack.
+struct Fill {
+    slot: StackSlot,
+}
+
+impl Emit<'_, '_> {
+    fn fill<T>(&mut self) -> Fill {
+        let align = align_of::<T>().ilog2() as u8;
+        let data = StackSlotData::new(StackSlotKind::ExplicitSlot, size_of::<T>() as u32, align);
+        Fill { slot: self.b.create_sized_stack_slot(data) }
+    }
+
+    fn set(&mut self, fill: &Fill, offset: usize, value: Value) {
+        self.b.ins().stack_store(POINTER, value, fill.slot, offset as i32);
+    }
+
+    fn set_dim(&mut self, fill: &Fill, offset: usize, dim: &Dim) {
+        let value = self.dim(dim);
+        self.set(fill, offset, value);
+    }
+
+    fn set_matrix(&mut self, fill: &Fill, matrix: &MatrixLayout, [out, k, out_stride, k_stride]: [usize; 4]) {
+        self.set_dim(fill, out, &matrix.out);
+        self.set_dim(fill, k, &matrix.k);
+        self.set_dim(fill, out_stride, &matrix.out_stride);
+        self.set_dim(fill, k_stride, &matrix.k_stride);
+    }
+
+    fn call_with(&mut self, entry: FuncRef, frame: Value, fill: &Fill) {
+        let argument = self.b.ins().stack_addr(POINTER, fill.slot, 0);
+        self.b.ins().call(entry, &[frame, argument]);
+    }
+
+    /// Packs `w` into `panels`.
+    pub(super) fn call_pack(&mut self, entry: FuncRef, frame: Value, pack: &Pack, w: Value, panels: Value) {
+        let fill = self.fill::<abi::Pack>();
+        self.set_dim(&fill, offset_of!(abi::Pack, batch), &pack.batch);
+        self.set_matrix(
+            &fill,
+            &pack.matrix,
+            [
+                offset_of!(abi::Pack, out),
+                offset_of!(abi::Pack, k),
+                offset_of!(abi::Pack, out_stride),
+                offset_of!(abi::Pack, k_stride),
+            ],
+        );
+        let matrix_elements = pack.matrix.out.clone() * &pack.matrix.k;
+        self.set_dim(&fill, offset_of!(abi::Pack, w_batch_stride), &matrix_elements);
+        self.set(&fill, offset_of!(abi::Pack, w), w);
+        let scale = self.b.ins().f32const(pack.scale);
+        self.set(&fill, offset_of!(abi::Pack, scale), scale);
+        self.set(&fill, offset_of!(abi::Pack, panels), panels);
+        self.call_with(entry, frame, &fill);
+    }
+
+    /// Computes a linear layer; `reads` are as [`Kernel::Linear`] lists them, without the epilogue's.
+    pub(super) fn call_linear(
+        &mut self,
+        entry: FuncRef,
+        frame: Value,
+        linear: &Linear,
+        reads: &[Value],
+        y: Value,
+        epilogue: Option<Value>,
+    ) {
+        let fill = self.fill::<abi::Linear>();
+        let zero = self.int(0);
+        let mut reads = reads.iter().copied();
+        let mut next = |is_there: bool| if is_there { reads.next().unwrap_or(zero) } else { zero };
+        let (x, w) = (next(true), next(true));
+        let (h, b) = (next(linear.rank.is_some()), next(linear.rank.is_some()));
+        let (gain, bias) = (next(linear.gain), next(linear.bias));
+        self.set_dim(&fill, offset_of!(abi::Linear, batch), &linear.batch);
+        self.set_dim(&fill, offset_of!(abi::Linear, rows), &linear.rows);
+        self.set_dim(&fill, offset_of!(abi::Linear, out), &linear.out);
+        self.set_dim(&fill, offset_of!(abi::Linear, k), &linear.k);
+        self.set_dim(&fill, offset_of!(abi::Linear, rank), linear.rank.as_ref().unwrap_or(&Dim::fixed(0)));
+        self.set_dim(&fill, offset_of!(abi::Linear, x_batch_stride), &(linear.rows.clone() * &linear.k));
+        let w_stride = if linear.batched_weight { self.panel_floats(linear) } else { zero };
+        self.set(&fill, offset_of!(abi::Linear, w_batch_stride), w_stride);
+        let pointers = [
+            (x, offset_of!(abi::Linear, x)),
+            (w, offset_of!(abi::Linear, w)),
+            (h, offset_of!(abi::Linear, h)),
+            (b, offset_of!(abi::Linear, b)),
+            (gain, offset_of!(abi::Linear, gain)),
+            (bias, offset_of!(abi::Linear, bias)),
+            (y, offset_of!(abi::Linear, y)),
+            (epilogue.unwrap_or(zero), offset_of!(abi::Linear, epilogue)),
+        ];
+        for (pointer, offset) in pointers {
+            self.set(&fill, offset, pointer);
+        }
+        self.call_with(entry, frame, &fill);
+    }
+
+    /// `panels::packed_len(out, k)`, exactly.
+    fn panel_floats(&mut self, linear: &Linear) -> Value {
+        const LANE: i64 = engraft_runtime::panels::LANE as i64;
+        let (out, k) = (self.dim(&linear.out), self.dim(&linear.k));
+        let up = self.b.ins().iadd_imm_s(out, LANE - 1);
+        let padded = self.b.ins().band_imm_s(up, -LANE);
+        self.b.ins().imul(padded, k)
+    }
+
+    /// Computes the norms of the rows of `W + s B A`.
+    pub(super) fn call_row_norm(
+        &mut self,
+        entry: FuncRef,
+        frame: Value,
+        norm: &RowNorm,
+        [w, a, b]: [Value; 3],
+        n: Value,
+    ) {
+        let fill = self.fill::<abi::RowNorm>();
+        self.set_matrix(
+            &fill,
+            &norm.matrix,
+            [
+                offset_of!(abi::RowNorm, out),
+                offset_of!(abi::RowNorm, k),
+                offset_of!(abi::RowNorm, out_stride),
+                offset_of!(abi::RowNorm, k_stride),
+            ],
+        );
+        self.set_dim(&fill, offset_of!(abi::RowNorm, rank), &norm.rank);
+        let scale = self.b.ins().f32const(norm.scale);
+        self.set(&fill, offset_of!(abi::RowNorm, scale), scale);
+        let pointers = [
+            (w, offset_of!(abi::RowNorm, w)),
+            (a, offset_of!(abi::RowNorm, a)),
+            (b, offset_of!(abi::RowNorm, b)),
+            (n, offset_of!(abi::RowNorm, n)),
+        ];
+        for (pointer, offset) in pointers {
+            self.set(&fill, offset, pointer);
+        }
+        self.call_with(entry, frame, &fill);
+    }
+
+    /// A field of the frame.
+    pub(super) fn frame_field(&mut self, frame: Value, offset: usize) -> Value {
+        self.b.ins().load(POINTER, memory(), frame, offset as i32)
+    }
+}
+
+/// Every dim that a call of a runtime kernel needs.
+pub(super) fn dims(kernel: &Kernel) -> Vec<&Dim> {
+    fn matrix(m: &MatrixLayout) -> [&Dim; 4] {
+        [&m.out, &m.k, &m.out_stride, &m.k_stride]
+    }
+    match kernel {
+        Kernel::Pack(pack) => matrix(&pack.matrix).into_iter().chain([&pack.batch]).collect(),
+        Kernel::Linear(l) => [&l.batch, &l.rows, &l.k, &l.out].into_iter().chain(l.rank.as_ref()).collect(),
+        Kernel::RowNorm(norm) => matrix(&norm.matrix).into_iter().chain([&norm.rank]).collect(),
+        Kernel::Loop(_) | Kernel::Row(_) | Kernel::Gather(_) => Vec::new(),
+    }
+}

@@ -1,0 +1,273 @@
+//! A thin layer over Cranelift's function builder: values as scalars or 128-bit vectors of f32, counted loops, and
+//! dims as machine integers. Knows no kernels.
+
+use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
+use cranelift_codegen::ir::types::{F32, F32X4, I32, I32X4, I64};
+use cranelift_codegen::ir::{BlockArg, InstBuilder, MemFlagsData, Type, Value};
+use cranelift_frontend::FunctionBuilder;
+use engraft_ir::{Dim, Symbol};
+use std::collections::BTreeMap;
+
+/// The type of a pointer; the runtime refuses targets where it is another.
+pub(super) const POINTER: Type = I64;
+
+/// f32 lanes in a vector.
+pub(super) const LANES: i64 = 4;
+
+/// How many elements a value holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Width {
+    /// One f32.
+    Scalar,
+    /// Four f32.
+    Vector,
+}
+
+impl Width {
+    pub(super) fn float(self) -> Type {
+        match self {
+            Self::Scalar => F32,
+            Self::Vector => F32X4,
+        }
+    }
+
+    pub(super) fn int(self) -> Type {
+        match self {
+            Self::Scalar => I32,
+            Self::Vector => I32X4,
+        }
+    }
+
+    /// Bytes of f32 lanes.
+    pub(super) fn bytes(self) -> i64 {
+        match self {
+            Self::Scalar => 4,
+            Self::Vector => 4 * LANES,
+        }
+    }
+}
+
+/// Memory that is known to be there; tensors need not be aligned to vectors.
+pub(super) fn memory() -> MemFlagsData {
+    MemFlagsData::new().with_notrap()
+}
+
+/// Emits one function.
+pub(super) struct Emit<'a, 'f> {
+    pub(super) b: &'a mut FunctionBuilder<'f>,
+    /// Where the values of the symbols are, and their order.
+    dims: Value,
+    symbols: &'a [Symbol],
+    loaded: BTreeMap<Symbol, Value>,
+}
+
+impl<'a, 'f> Emit<'a, 'f> {
+    /// An emitter in the entry block. Symbols are loaded there, so that they are known everywhere.
+    pub(super) fn new(b: &'a mut FunctionBuilder<'f>, dims: Value, symbols: &'a [Symbol]) -> Self {
+        Self { b, dims, symbols, loaded: BTreeMap::new() }
+    }
+
+    pub(super) fn int(&mut self, value: i64) -> Value {
+        self.b.ins().iconst(I64, value)
+    }
+
+    /// Loads, in the entry block, the symbols that these dims use.
+    pub(super) fn load_symbols<'d>(&mut self, dims: impl IntoIterator<Item = &'d Dim>) {
+        for symbol in dims.into_iter().flat_map(Dim::symbols) {
+            if let (None, Some(index)) =
+                (self.loaded.get(&symbol), self.symbols.iter().position(|known| *known == symbol))
+            {
+                let value = self.b.ins().load(I64, memory(), self.dims, 8 * index as i32);
+                self.loaded.insert(symbol, value);
+            }
+        }
+    }
+
+    /// The value of a symbol that was loaded in the entry block.
+    pub(super) fn symbol(&mut self, symbol: &Symbol) -> Value {
+        match self.loaded.get(symbol) {
+            Some(&value) => value,
+            None => unreachable!("every symbol of a kernel is loaded in its entry block"),
+        }
+    }
+
+    /// The value of a dim. The runtime has checked that it does not overflow.
+    pub(super) fn dim(&mut self, dim: &Dim) -> Value {
+        let mut sum: Option<Value> = None;
+        for (coefficient, product) in dim.terms() {
+            let mut term: Option<Value> = None;
+            for symbol in product {
+                let value = self.symbol(symbol);
+                term = Some(term.map_or(value, |term| self.b.ins().imul(term, value)));
+            }
+            let term = match term {
+                None => self.int(coefficient as i64),
+                Some(term) if coefficient == 1 => term,
+                Some(term) => self.b.ins().imul_imm_s(term, coefficient as i64),
+            };
+            sum = Some(sum.map_or(term, |sum| self.b.ins().iadd(sum, term)));
+        }
+        sum.unwrap_or_else(|| self.int(0))
+    }
+
+    // --- loops -------------------------------------------------------------------------------------------------------
+
+    /// Runs `body` `count` times on values that it carries along, and returns what they are in the end.
+    pub(super) fn repeat(
+        &mut self,
+        count: Value,
+        carried: &[Value],
+        body: impl FnOnce(&mut Self, &[Value]) -> Vec<Value>,
+    ) -> Vec<Value> {
+        let (header, inside, after) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
+        let left = self.b.append_block_param(header, I64);
+        let types: Vec<_> = carried.iter().map(|&v| self.b.func.dfg.value_type(v)).collect();
+        let params: Vec<_> = types.iter().map(|&ty| self.b.append_block_param(header, ty)).collect();
+        let enter: Vec<BlockArg> =
+            std::iter::once(count).chain(carried.iter().copied()).map(Into::into).collect();
+        self.b.ins().jump(header, &enter);
+        self.b.switch_to_block(header);
+        self.b.ins().brif(left, inside, &[], after, &[]);
+        self.b.switch_to_block(inside);
+        let next = body(self, &params);
+        let left = self.b.ins().iadd_imm_s(left, -1);
+        let again: Vec<BlockArg> = std::iter::once(left).chain(next).map(Into::into).collect();
+        self.b.ins().jump(header, &again);
+        self.b.seal_block(header);
+        self.b.seal_block(inside);
+        self.b.switch_to_block(after);
+        self.b.seal_block(after);
+        params
+    }
+
+    /// Runs `body`, which must leave the function, if `condition` holds.
+    pub(super) fn leave_if(&mut self, condition: Value, body: impl FnOnce(&mut Self)) {
+        let (leave, go_on) = (self.b.create_block(), self.b.create_block());
+        self.b.ins().brif(condition, leave, &[], go_on, &[]);
+        self.b.switch_to_block(leave);
+        self.b.seal_block(leave);
+        body(self);
+        self.b.switch_to_block(go_on);
+        self.b.seal_block(go_on);
+    }
+
+    /// `count / LANES` and `count % LANES`.
+    pub(super) fn split_lanes(&mut self, count: Value) -> (Value, Value) {
+        let vectors = self.b.ins().ushr_imm_s(count, i64::from(LANES.ilog2()));
+        let rest = self.b.ins().band_imm_s(count, LANES - 1);
+        (vectors, rest)
+    }
+
+    // --- addresses ---------------------------------------------------------------------------------------------------
+
+    /// `pointer + bytes`.
+    pub(super) fn advance(&mut self, pointer: Value, bytes: Value) -> Value {
+        self.b.ins().iadd(pointer, bytes)
+    }
+
+    pub(super) fn advance_by(&mut self, pointer: Value, bytes: i64) -> Value {
+        self.b.ins().iadd_imm_s(pointer, bytes)
+    }
+
+    /// A number of elements, in bytes.
+    pub(super) fn bytes(&mut self, elements: Value, element_bytes: usize) -> Value {
+        self.b.ins().imul_imm_s(elements, element_bytes as i64)
+    }
+
+    pub(super) fn load(&mut self, width: Width, pointer: Value) -> Value {
+        self.b.ins().load(width.float(), memory(), pointer, 0)
+    }
+
+    pub(super) fn store(&mut self, value: Value, pointer: Value) {
+        self.b.ins().store(memory(), value, pointer, 0);
+    }
+
+    // --- floats ------------------------------------------------------------------------------------------------------
+
+    pub(super) fn number(&mut self, width: Width, value: f32) -> Value {
+        let scalar = self.b.ins().f32const(value);
+        self.fit(scalar, width)
+    }
+
+    pub(super) fn bits(&mut self, width: Width, value: i32) -> Value {
+        let scalar = self.b.ins().iconst(I32, i64::from(value));
+        match width {
+            Width::Scalar => scalar,
+            Width::Vector => self.b.ins().splat(I32X4, scalar),
+        }
+    }
+
+    /// The value in every lane, if it is one and several are asked for.
+    pub(super) fn fit(&mut self, value: Value, width: Width) -> Value {
+        if width == Width::Vector && self.b.func.dfg.value_type(value) == F32 {
+            self.b.ins().splat(F32X4, value)
+        } else {
+            value
+        }
+    }
+
+    pub(super) fn add(&mut self, a: Value, b: Value) -> Value {
+        self.b.ins().fadd(a, b)
+    }
+
+    pub(super) fn sub(&mut self, a: Value, b: Value) -> Value {
+        self.b.ins().fsub(a, b)
+    }
+
+    pub(super) fn mul(&mut self, a: Value, b: Value) -> Value {
+        self.b.ins().fmul(a, b)
+    }
+
+    pub(super) fn div(&mut self, a: Value, b: Value) -> Value {
+        self.b.ins().fdiv(a, b)
+    }
+
+    /// `a · b + c`, rounded twice: without a fused instruction the result is the same on every machine.
+    pub(super) fn mul_add(&mut self, a: Value, b: Value, c: Value) -> Value {
+        let product = self.mul(a, b);
+        self.add(product, c)
+    }
+
+    /// `if a <condition> b { yes } else { no }`, lane by lane.
+    pub(super) fn choose(&mut self, condition: FloatCC, a: Value, b: Value, yes: Value, no: Value) -> Value {
+        let mask = self.b.ins().fcmp(condition, a, b);
+        if self.b.func.dfg.value_type(yes) == F32 {
+            self.b.ins().select(mask, yes, no)
+        } else {
+            let mask = self.b.ins().bitcast(F32X4, MemFlagsData::new(), mask);
+            self.b.ins().bitselect(mask, yes, no)
+        }
+    }
+
+    pub(super) fn as_int(&mut self, width: Width, value: Value) -> Value {
+        self.b.ins().bitcast(width.int(), MemFlagsData::new(), value)
+    }
+
+    pub(super) fn as_float(&mut self, width: Width, value: Value) -> Value {
+        self.b.ins().bitcast(width.float(), MemFlagsData::new(), value)
+    }
+
+    /// The four lanes of a vector, combined in pairs; a scalar is itself.
+    pub(super) fn across(
+        &mut self,
+        value: Value,
+        combine: &dyn Fn(&mut Self, Value, Value) -> Value,
+    ) -> Value {
+        if self.b.func.dfg.value_type(value) == F32 {
+            return value;
+        }
+        let lanes: Vec<_> = (0..LANES as u8).map(|lane| self.b.ins().extractlane(value, lane)).collect();
+        let (low, high) = (combine(self, lanes[0], lanes[2]), combine(self, lanes[1], lanes[3]));
+        combine(self, low, high)
+    }
+
+    /// An unsigned count as f32.
+    pub(super) fn count_as_float(&mut self, count: Value) -> Value {
+        self.b.ins().fcvt_from_sint(F32, count)
+    }
+
+    /// Whether `a < b`, as unsigned numbers.
+    pub(super) fn below(&mut self, a: Value, b: Value) -> Value {
+        self.b.ins().icmp(IntCC::UnsignedLessThan, a, b)
+    }
+}

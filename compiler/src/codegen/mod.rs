@@ -1,0 +1,234 @@
+//! From plan to code: one function per distinct kernel and epilogue, one per stage that calls them in order, and one
+//! that computes sizes. Emits through Cranelift's `Module` trait, so the same lowering makes a JIT module and an object
+//! file. Knows no graphs.
+
+mod calls;
+mod emit;
+mod gather;
+mod loops;
+mod math;
+mod rows;
+mod sizes;
+mod spec;
+mod stage;
+
+use crate::plan::kernel::{Kernel, Loop};
+use crate::plan::{Plan, STAGES, stage_index};
+use cranelift_codegen::Context;
+use cranelift_codegen::ir::types::{I32, I64};
+use cranelift_codegen::ir::{AbiParam, Function, Signature, Type, UserFuncName, Value};
+use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
+use cranelift_module::{DataDescription, DataId, FuncId, Linkage, Module, ModuleError};
+use emit::Emit;
+use engraft_ir::Symbol;
+use engraft_ir::ops::Elements;
+use engraft_runtime::ProgramSpec;
+use engraft_runtime::abi::ALIGNMENT;
+use sizes::SizesLayout;
+use std::collections::BTreeMap;
+use thiserror::Error;
+
+/// The names under which a program's functions are exported, by stage.
+pub const STAGE_FUNCTIONS: [&str; 3] = ["engraft_stage_base", "engraft_stage_adapter", "engraft_stage_call"];
+/// The name under which a program's size function is exported.
+pub const SIZES_FUNCTION: &str = "engraft_sizes";
+
+/// Why code could not be emitted: Cranelift refused a function.
+#[derive(Debug, Error)]
+#[error("cannot emit `{function}`: {source}")]
+pub struct CodegenError {
+    /// The function.
+    pub function: String,
+    /// Cranelift's reason.
+    pub source: Box<ModuleError>,
+}
+
+/// A function as Cranelift's text form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Clif {
+    /// The function's name.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+}
+
+/// What was emitted.
+#[derive(Debug)]
+pub struct Emitted {
+    /// The functions of the stages, in order.
+    pub stages: [FuncId; 3],
+    /// The size function.
+    pub sizes: FuncId,
+    /// What the runtime needs to know.
+    pub spec: ProgramSpec,
+    /// Every function's text.
+    pub clif: Vec<Clif>,
+}
+
+/// Emits a plan into a module.
+///
+/// # Errors
+/// [`CodegenError`].
+pub fn emit<M: Module>(module: &mut M, plan: &Plan) -> Result<Emitted, CodegenError> {
+    let symbols = plan.symbols.iter().map(|bound| bound.symbol.clone()).collect();
+    let (kernels, constants, entries, clif) = (Vec::new(), Vec::new(), BTreeMap::new(), Vec::new());
+    let mut codegen = Codegen { module, plan, symbols, kernels, constants, entries, clif };
+    codegen.constants()?;
+    let mut layout = SizesLayout::new();
+    let spec = spec::program_spec(plan, &mut layout);
+    let sizes = codegen.sizes(&layout)?;
+    let mut stages = [sizes; 3];
+    for stage in STAGES {
+        stages[stage_index(stage)] = codegen.stage(stage)?;
+    }
+    Ok(Emitted { stages, sizes, spec, clif: codegen.clif })
+}
+
+struct Codegen<'a, M: Module> {
+    module: &'a mut M,
+    plan: &'a Plan,
+    symbols: Vec<Symbol>,
+    /// Kernels that have code already.
+    kernels: Vec<(&'a Kernel, FuncId)>,
+    constants: Vec<DataId>,
+    entries: BTreeMap<&'static str, FuncId>,
+    clif: Vec<Clif>,
+}
+
+fn failure(function: &str) -> impl FnOnce(ModuleError) -> CodegenError {
+    move |source| CodegenError { function: function.to_owned(), source: Box::new(source) }
+}
+
+impl<'a, M: Module> Codegen<'a, M> {
+    fn signature(&self, params: &[Type], result: Option<Type>) -> Signature {
+        let mut signature = self.module.make_signature();
+        signature.params.extend(params.iter().copied().map(AbiParam::new));
+        signature.returns.extend(result.map(AbiParam::new));
+        signature
+    }
+
+    /// Declares and defines a function. `body` gets its parameters and must leave it.
+    fn define(
+        &mut self,
+        name: &str,
+        linkage: Linkage,
+        (params, result): (&[Type], Option<Type>),
+        body: impl FnOnce(&mut Self, &mut FunctionBuilder<'_>, &[Value]) -> Result<(), CodegenError>,
+    ) -> Result<FuncId, CodegenError> {
+        let signature = self.signature(params, result);
+        let id = self.module.declare_function(name, linkage, &signature).map_err(failure(name))?;
+        let mut context =
+            Context::for_function(Function::with_name_signature(UserFuncName::testcase(name), signature));
+        let mut builder_context = FunctionBuilderContext::new();
+        let mut builder = FunctionBuilder::new(&mut context.func, &mut builder_context);
+        let entry = builder.create_block();
+        builder.append_block_params_for_function_params(entry);
+        builder.switch_to_block(entry);
+        builder.seal_block(entry);
+        let arguments = builder.block_params(entry).to_vec();
+        body(self, &mut builder, &arguments)?;
+        builder.finalize(self.module.target_config().clone());
+        self.clif.push(Clif { name: name.to_owned(), text: context.func.display().to_string() });
+        self.module.define_function(id, &mut context).map_err(failure(name))?;
+        Ok(id)
+    }
+
+    fn constants(&mut self) -> Result<(), CodegenError> {
+        for (index, elements) in self.plan.constants.iter().enumerate() {
+            let name = format!("constant_{index}");
+            let mut data = DataDescription::new();
+            data.set_align(ALIGNMENT as u64);
+            data.define(bytes(elements).into_boxed_slice());
+            let id = self.module.declare_data(&name, Linkage::Local, false, false).map_err(failure(&name))?;
+            self.module.define_data(id, &data).map_err(failure(&name))?;
+            self.constants.push(id);
+        }
+        Ok(())
+    }
+
+    /// The runtime's function of this name.
+    fn entry(&mut self, name: &'static str) -> Result<FuncId, CodegenError> {
+        if let Some(&id) = self.entries.get(name) {
+            return Ok(id);
+        }
+        let signature = self.signature(&[I64, I64], None);
+        let id = self.module.declare_function(name, Linkage::Import, &signature).map_err(failure(name))?;
+        self.entries.insert(name, id);
+        Ok(id)
+    }
+
+    fn sizes(&mut self, layout: &SizesLayout) -> Result<FuncId, CodegenError> {
+        self.define(SIZES_FUNCTION, Linkage::Export, (&[I64, I64], None), |this, b, arguments| {
+            let mut e = Emit::new(b, arguments[0], &this.symbols);
+            e.load_symbols(layout.dims());
+            e.write_sizes(layout, arguments[1]);
+            e.return_nothing();
+            Ok(())
+        })
+    }
+
+    /// The function of an emitted kernel, shared with all equal ones. It takes the symbols, the written buffer, the
+    /// buffers read, and for a gather the fault and the step's number.
+    fn kernel(&mut self, kernel: &'a Kernel) -> Result<FuncId, CodegenError> {
+        if let Some((_, id)) = self.kernels.iter().find(|(known, _)| *known == kernel) {
+            return Ok(*id);
+        }
+        let name = format!("kernel_{}_{}", self.kernels.len(), kernel.name());
+        let id = match kernel {
+            Kernel::Loop(body) => {
+                let params = vec![I64; 2 + body.reads.len()];
+                self.define(&name, Linkage::Local, (&params, None), |this, b, arguments| {
+                    let mut e = Emit::new(b, arguments[0], &this.symbols);
+                    e.load_symbols(body.dims());
+                    e.run_loop(body, &arguments[2..], arguments[1], &loops::Extents::Whole);
+                    e.return_nothing();
+                    Ok(())
+                })
+            }
+            Kernel::Row(row) => {
+                let params = vec![I64; 3 + usize::from(row.weight) + usize::from(row.bias)];
+                self.define(&name, Linkage::Local, (&params, None), |this, b, arguments| {
+                    let mut e = Emit::new(b, arguments[0], &this.symbols);
+                    e.load_symbols(row.dims());
+                    e.run_row(row, &arguments[2..], arguments[1]);
+                    e.return_nothing();
+                    Ok(())
+                })
+            }
+            Kernel::Gather(gather) => {
+                self.define(&name, Linkage::Local, (&[I64; 6], Some(I32)), |this, b, arguments| {
+                    let &[dims, write, table, ids, fault, step] = arguments else { return Ok(()) };
+                    let mut e = Emit::new(b, dims, &this.symbols);
+                    e.load_symbols(gather.dims());
+                    e.run_gather(gather, [table, ids], write, fault, step);
+                    e.return_status(0);
+                    Ok(())
+                })
+            }
+            Kernel::Pack(_) | Kernel::Linear(_) | Kernel::RowNorm(_) => {
+                unreachable!("the runtime's kernels are called, not emitted")
+            }
+        }?;
+        self.kernels.push((kernel, id));
+        Ok(id)
+    }
+
+    /// The function of an epilogue: the runtime calls it with the frame and a tile.
+    fn epilogue(&mut self, step: usize, body: &Loop) -> Result<FuncId, CodegenError> {
+        let name = format!("epilogue_{step}");
+        self.define(&name, Linkage::Local, (&[I64; 5], None), |this, b, arguments| {
+            let &[frame, row_from, row_to, column_from, column_to] = arguments else { return Ok(()) };
+            this.tile(b, frame, step, body, [(row_from, row_to), (column_from, column_to)]);
+            Ok(())
+        })
+    }
+}
+
+fn bytes(elements: &Elements) -> Vec<u8> {
+    match elements {
+        Elements::F32(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Elements::F64(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Elements::I32(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Elements::I64(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    }
+}

@@ -1,0 +1,74 @@
+//! What the runtime needs to know of a plan: names, types, what binds each symbol, and where sizes stand. The only
+//! place that knows both the IR's and the runtime's words for types and stages.
+
+use super::sizes::SizesLayout;
+use crate::plan::{BufferId, Plan, STAGES, Storage, stage_index};
+use engraft_ir::{DType, Stage};
+use engraft_runtime::abi::Stage as RunStage;
+use engraft_runtime::{
+    Binder, DType as RunDType, ParamSpec, ProgramSpec, StagedSpec, SymbolSpec, TensorSpec,
+};
+
+pub(super) fn program_spec(plan: &Plan, layout: &mut SizesLayout) -> ProgramSpec {
+    let inputs = plan.inputs.iter().map(|&buffer| tensor(plan, layout, buffer, None)).collect();
+    let params = plan
+        .params
+        .iter()
+        .map(|&buffer| ParamSpec {
+            tensor: tensor(plan, layout, buffer, None),
+            stage: run_stage(plan.buffer(buffer).stage),
+        })
+        .collect();
+    let outputs =
+        plan.outputs.iter().map(|(name, buffer)| tensor(plan, layout, *buffer, Some(name))).collect();
+    let staged = plan
+        .staged
+        .iter()
+        .map(|&id| {
+            let buffer = plan.buffer(id);
+            let bytes_at = layout.bytes(vec![buffer.bytes()]);
+            StagedSpec { name: buffer.name.clone(), stage: run_stage(buffer.stage), bytes_at }
+        })
+        .collect();
+    let arena_at = STAGES.map(|stage| layout.bytes(plan.arenas[stage_index(stage)].clone()));
+    let symbols = plan
+        .symbols
+        .iter()
+        .map(|bound| SymbolSpec {
+            name: bound.symbol.to_string(),
+            bound_by: match plan.buffer(bound.buffer).storage {
+                Storage::Param(index) => Binder::Param(index),
+                Storage::Input(index) => Binder::Input(index),
+                _ => unreachable!("the plan's verifier checked that a source binds each symbol"),
+            },
+            axis: bound.axis,
+            stage: run_stage(bound.stage),
+        })
+        .collect();
+    let steps = plan.steps.iter().map(|step| step.name.clone()).collect();
+    ProgramSpec { symbols, inputs, params, staged, outputs, sizes_len: layout.len(), arena_at, steps }
+}
+
+fn tensor(plan: &Plan, layout: &mut SizesLayout, id: BufferId, name: Option<&String>) -> TensorSpec {
+    let buffer = plan.buffer(id);
+    TensorSpec {
+        name: name.unwrap_or(&buffer.name).clone(),
+        dtype: run_dtype(buffer.ty.dtype),
+        rank: buffer.ty.rank(),
+        shape_at: layout.extents(plan, id),
+        display: buffer.ty.to_string(),
+    }
+}
+
+fn run_stage(stage: Stage) -> RunStage {
+    [RunStage::Base, RunStage::Adapter, RunStage::Call][stage_index(stage)]
+}
+
+fn run_dtype(dtype: DType) -> RunDType {
+    match dtype {
+        DType::F32 => RunDType::F32,
+        DType::I32 => RunDType::I32,
+        DType::I64 => RunDType::I64,
+        DType::F64 => unreachable!("the planner refuses f64"),
+    }
+}

@@ -1,0 +1,185 @@
+//! Code for a stage: where each buffer is, and the calls of its kernels in order. Epilogues find their buffers the same
+//! way.
+
+use super::calls;
+use super::emit::{Emit, memory};
+use super::loops::Extents;
+use super::{Codegen, CodegenError, STAGE_FUNCTIONS};
+use crate::plan::kernel::{Kernel, Loop};
+use crate::plan::{BufferId, Plan, Step, Storage, stage_index};
+use cranelift_codegen::ir::types::{I32, I64};
+use cranelift_codegen::ir::{InstBuilder, Value};
+use cranelift_frontend::FunctionBuilder;
+use cranelift_module::{FuncId, Linkage, Module};
+use engraft_ir::{Dim, Stage};
+use engraft_runtime::abi::Frame;
+use std::mem::offset_of;
+
+/// Where the buffers of one stage are, once its function has begun.
+struct Places<'a> {
+    plan: &'a Plan,
+    /// The frame's table of buffers.
+    table: Value,
+    arena: Value,
+    slots: Vec<Value>,
+}
+
+impl Plan {
+    /// A buffer's place in the frame's table: inputs, params, staged values, outputs.
+    fn table_index(&self, storage: Storage) -> Option<usize> {
+        let (inputs, params, staged) = (self.inputs.len(), self.params.len(), self.staged.len());
+        match storage {
+            Storage::Input(index) => Some(index),
+            Storage::Param(index) => Some(inputs + index),
+            Storage::Staged(index) => Some(inputs + params + index),
+            Storage::Output(index) => Some(inputs + params + staged + index),
+            Storage::Constant(_) | Storage::Arena(_) => None,
+        }
+    }
+}
+
+impl<'a, M: Module> Codegen<'a, M> {
+    pub(super) fn stage(&mut self, stage: Stage) -> Result<FuncId, CodegenError> {
+        let plan = self.plan;
+        // Their functions first: a function cannot be defined within another.
+        let mut callees = Vec::new();
+        for (index, step) in plan.steps_at(stage) {
+            callees.push((index, step, self.callee(step)?, self.step_epilogue(index, step)?));
+        }
+        let name = STAGE_FUNCTIONS[stage_index(stage)];
+        self.define(name, Linkage::Export, (&[I64], Some(I32)), |this, b, arguments| {
+            let frame = arguments[0];
+            let dims = b.ins().load(I64, memory(), frame, offset_of!(Frame, dims) as i32);
+            let symbols = this.symbols.clone();
+            let mut e = Emit::new(b, dims, &symbols);
+            e.load_symbols(plan.steps_at(stage).flat_map(|(_, step)| calls::dims(&step.kernel)));
+            let places = Places::new(plan, &mut e, stage, frame);
+            for (index, step, callee, epilogue) in callees {
+                this.call(&mut e, &places, (frame, dims), (index, step), callee, epilogue);
+            }
+            e.return_status(0);
+            Ok(())
+        })
+    }
+
+    fn callee(&mut self, step: &'a Step) -> Result<FuncId, CodegenError> {
+        match calls::entry_point(&step.kernel) {
+            Some(name) => self.entry(name),
+            None => self.kernel(&step.kernel),
+        }
+    }
+
+    fn step_epilogue(&mut self, index: usize, step: &'a Step) -> Result<Option<FuncId>, CodegenError> {
+        match &step.kernel {
+            Kernel::Linear(linear) => {
+                linear.epilogue.as_ref().map(|body| self.epilogue(index, body)).transpose()
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn address(&mut self, e: &mut Emit<'_, '_>, places: &Places<'_>, buffer: BufferId) -> Value {
+        let storage = places.plan.buffer(buffer).storage;
+        match storage {
+            Storage::Arena(slot) => e.advance(places.arena, places.slots[slot.0]),
+            Storage::Constant(index) => {
+                let data = self.module.declare_data_in_func(self.constants[index], e.b.func);
+                e.b.ins().symbol_value(I64, data)
+            }
+            _ => {
+                let index = places.plan.table_index(storage).unwrap_or_default();
+                e.b.ins().load(I64, memory(), places.table, 8 * index as i32)
+            }
+        }
+    }
+
+    /// One step's call.
+    fn call(
+        &mut self,
+        e: &mut Emit<'_, '_>,
+        places: &Places<'_>,
+        (frame, dims): (Value, Value),
+        (index, step): (usize, &Step),
+        callee: FuncId,
+        epilogue: Option<FuncId>,
+    ) {
+        let callee = self.module.declare_func_in_func(callee, e.b.func);
+        let reads: Vec<_> = step.reads.iter().map(|&buffer| self.address(e, places, buffer)).collect();
+        let write = self.address(e, places, step.write);
+        match &step.kernel {
+            Kernel::Pack(pack) => e.call_pack(callee, frame, pack, reads[0], write),
+            Kernel::Linear(linear) => {
+                let epilogue = epilogue.map(|id| {
+                    let function = self.module.declare_func_in_func(id, e.b.func);
+                    e.b.ins().func_addr(I64, function)
+                });
+                e.call_linear(callee, frame, linear, &reads, write, epilogue);
+            }
+            Kernel::RowNorm(norm) => {
+                e.call_row_norm(callee, frame, norm, [reads[0], reads[1], reads[2]], write)
+            }
+            Kernel::Loop(_) | Kernel::Row(_) => {
+                let arguments: Vec<_> = [dims, write].into_iter().chain(reads).collect();
+                e.b.ins().call(callee, &arguments);
+            }
+            Kernel::Gather(_) => {
+                let fault = e.frame_field(frame, offset_of!(Frame, fault));
+                let number = e.int(index as i64);
+                let call = e.b.ins().call(callee, &[dims, write, reads[0], reads[1], fault, number]);
+                let status = e.b.inst_results(call)[0];
+                e.leave_if(status, |e| {
+                    e.b.ins().return_(&[status]);
+                });
+            }
+        }
+    }
+
+    /// The body of an epilogue: the loop over one tile.
+    pub(super) fn tile(
+        &mut self,
+        b: &mut FunctionBuilder<'_>,
+        frame: Value,
+        index: usize,
+        body: &Loop,
+        tile: [(Value, Value); 2],
+    ) {
+        let plan = self.plan;
+        let step = &plan.steps[index];
+        let dims = b.ins().load(I64, memory(), frame, offset_of!(Frame, dims) as i32);
+        let symbols = self.symbols.clone();
+        let mut e = Emit::new(b, dims, &symbols);
+        e.load_symbols(body.dims());
+        let places = Places::new(plan, &mut e, step.stage, frame);
+        let write = self.address(&mut e, &places, step.write);
+        // Access 0 is the product itself; the others are the last of the step's reads.
+        let own = body.reads.len() - 1;
+        let mut reads = vec![write];
+        for &buffer in &step.reads[step.reads.len() - own..] {
+            reads.push(self.address(&mut e, &places, buffer));
+        }
+        e.run_loop(body, &reads, write, &Extents::Tile(tile));
+        e.return_nothing();
+    }
+}
+
+impl<'a> Places<'a> {
+    fn new(plan: &'a Plan, e: &mut Emit<'_, '_>, stage: Stage, frame: Value) -> Self {
+        let slots: &[Dim] = &plan.arenas[stage_index(stage)];
+        e.load_symbols(slots);
+        let table = e.frame_field(frame, offset_of!(Frame, buffers));
+        let arena = e.frame_field(frame, offset_of!(Frame, arena));
+        let slots = e.slot_offsets(slots);
+        Self { plan, table, arena, slots }
+    }
+}
+
+impl Emit<'_, '_> {
+    pub(super) fn return_nothing(&mut self) {
+        self.b.ins().return_(&[]);
+    }
+
+    pub(super) fn return_status(&mut self, status: i64) {
+        let status = self.b.ins().iconst(I32, status);
+        self.b.ins().return_(&[status]);
+    }
+}

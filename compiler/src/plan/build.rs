@@ -1,0 +1,488 @@
+//! From graph to steps: which kernels compute each node, on which buffers. Where buffers live is decided afterwards, in
+//! `storage.rs`; which elementwise nodes share a loop is decided before, in `fuse.rs`.
+
+use super::fuse::{Fusion, LoopBuilder, collapse_to_rows};
+use super::kernel::{Gather, Kernel, Linear, Loop, MatrixLayout, Pack, Row, RowNorm, RowOp};
+use super::storage::Draft;
+use super::{BufferId, Plan, PlanError, stage_index};
+use engraft_ir::ops::{self, EpsilonAt};
+use engraft_ir::{DType, Dim, Graph, NodeId, Op, Shape, Stage, Stages, TensorType, verify};
+use std::collections::BTreeMap;
+
+/// How to plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanOptions {
+    /// Whether elementwise nodes share loops and run as epilogues of matrix products.
+    pub fuse: bool,
+}
+
+impl Default for PlanOptions {
+    fn default() -> Self {
+        Self { fuse: true }
+    }
+}
+
+/// Plans a graph.
+///
+/// # Errors
+/// The graph is not valid, or has a type that compiled programs do not compute in.
+pub fn plan(graph: &Graph, options: PlanOptions) -> Result<Plan, PlanError> {
+    verify(graph).map_err(|errors| PlanError::Invalid { graph: graph.name().to_owned(), errors })?;
+    if let Some(node) = graph.nodes().find(|node| node.ty().dtype == DType::F64) {
+        return Err(PlanError::Unsupported { node: node.name().to_owned(), ty: node.ty().clone() });
+    }
+    let stages = Stages::of(graph);
+    let fusion = Fusion::of(graph, &stages, options.fuse);
+    let mut planner = Planner {
+        graph,
+        stages,
+        fusion,
+        draft: Draft::new(graph),
+        values: BTreeMap::new(),
+        packs: Vec::new(),
+    };
+    for id in graph.order() {
+        planner.node(id);
+    }
+    for output in graph.outputs() {
+        planner.output(&output.name, output.node);
+    }
+    Ok(planner.draft.finish(&planner.stages))
+}
+
+/// The parts of a linear layer, whatever op it came from.
+struct LinearParts {
+    x: NodeId,
+    weight: NodeId,
+    low_rank: Option<(NodeId, NodeId, f64)>,
+    gain: Option<NodeId>,
+    bias: Option<NodeId>,
+}
+
+struct Planner<'g> {
+    graph: &'g Graph,
+    stages: Stages,
+    fusion: Fusion,
+    draft: Draft,
+    values: BTreeMap<NodeId, BufferId>,
+    /// What was packed already, so that a weight used twice is packed once.
+    packs: Vec<(BufferId, Pack, BufferId)>,
+}
+
+impl Planner<'_> {
+    /// The stage at which a node's code runs.
+    fn stage(&self, id: NodeId) -> Stage {
+        super::STAGES[stage_index(self.stages.node(id))]
+    }
+
+    fn name(&self, id: NodeId) -> &str {
+        self.graph.node(id).name()
+    }
+
+    fn shape(&self, id: NodeId) -> &Shape {
+        self.graph.node(id).shape()
+    }
+
+    fn operand(&self, id: NodeId, slot: usize) -> NodeId {
+        self.graph.operand(id, slot).expect("the verifier checked that required operands are there")
+    }
+
+    fn value(&self, id: NodeId) -> BufferId {
+        self.values[&id]
+    }
+
+    /// A new buffer for a node's result.
+    fn result(&mut self, id: NodeId) -> BufferId {
+        let node = self.graph.node(id);
+        self.draft.buffer(node.name(), node.ty().clone(), self.stage(id))
+    }
+
+    fn scratch(&mut self, name: String, shape: Shape, stage: Stage) -> BufferId {
+        self.draft.buffer(&name, TensorType::new(DType::F32, shape), stage)
+    }
+
+    fn step(&mut self, id: NodeId, kernel: Kernel, reads: Vec<BufferId>, write: BufferId) {
+        let (stage, name) = (self.stage(id), self.name(id).to_owned());
+        self.draft.step(stage, name, kernel, reads, write);
+    }
+
+    fn node(&mut self, id: NodeId) {
+        if self.fusion.is_inlined(id) || self.fusion.is_epilogued(id) {
+            return;
+        }
+        let buffer = match self.graph.node(id).op().clone() {
+            Op::Input(_) => self.draft.input(self.graph.node(id).name(), self.graph.node(id).ty().clone()),
+            Op::Param(param) => {
+                let node = self.graph.node(id);
+                self.draft.param(node.name(), node.ty().clone(), param.binding)
+            }
+            Op::Constant(constant) => self.draft.constant(self.graph.node(id).name(), constant.values),
+            Op::Reshape(_) => self.value(self.operand(id, 0)),
+            Op::Dense(_) | Op::Lora(_) | Op::Dora(_) => {
+                let write = self.result(id);
+                self.linear(id, id, write, None)
+            }
+            Op::OutputDora(op) => self.output_dora(id, op),
+            Op::LoraApply(op) => self.lora_apply(id, op),
+            Op::LoraDelta(op) => self.lora_delta(id, op),
+            Op::LoraNorm(op) => self.lora_norm(id, op),
+            Op::Matmul(_) => {
+                let write = self.result(id);
+                self.matmul(id, id, write, None)
+            }
+            Op::Reduce(op) => self.reduce(id, &op),
+            Op::Softmax(op) => self.row(id, RowOp::Softmax, op.axis, &[]),
+            Op::Normalize(op) => {
+                let row_op = RowOp::Normalize { epsilon: op.epsilon as f32, epsilon_at: op.epsilon_at };
+                self.row(id, row_op, op.axis, &[])
+            }
+            Op::LayerNorm(op) => {
+                let vectors = [ops::LayerNorm::WEIGHT, ops::LayerNorm::BIAS];
+                self.row(id, RowOp::LayerNorm { epsilon: op.epsilon as f32 }, self.last_axis(id), &vectors)
+            }
+            Op::RmsNorm(op) => {
+                let row_op = RowOp::RmsNorm { epsilon: op.epsilon as f32 };
+                self.row(id, row_op, self.last_axis(id), &[ops::RmsNorm::WEIGHT])
+            }
+            Op::Gather(_) => self.gather(id),
+            Op::Concat(op) => self.concat(id, op.axis),
+            Op::Binary(_)
+            | Op::Scale(_)
+            | Op::Unary(_)
+            | Op::Magnitude(_)
+            | Op::Broadcast(_)
+            | Op::Transpose(_)
+            | Op::Slice(_) => self.elementwise(id),
+        };
+        self.values.insert(id, buffer);
+    }
+
+    fn last_axis(&self, id: NodeId) -> usize {
+        self.shape(id).len() - 1
+    }
+
+    // --- elementwise -------------------------------------------------------------------------------------------------
+
+    fn elementwise(&mut self, id: NodeId) -> BufferId {
+        if let Some(product) = self.fusion.product_of(id) {
+            let write = self.result(id);
+            return match self.graph.node(product).op() {
+                Op::Matmul(_) => self.matmul(id, product, write, Some(id)),
+                _ => self.linear(id, product, write, Some(id)),
+            };
+        }
+        let mut builder = LoopBuilder::new(self.graph, &self.fusion, &self.values, None);
+        let (reads, kernel) = builder.whole(id);
+        let write = self.result(id);
+        self.step(id, Kernel::Loop(kernel), reads, write);
+        write
+    }
+
+    fn concat(&mut self, id: NodeId, axis: usize) -> BufferId {
+        let write = self.result(id);
+        let mut start = Dim::fixed(0);
+        for part in self.graph.operands(id).into_iter().flatten() {
+            let mut builder = LoopBuilder::new(self.graph, &self.fusion, &self.values, None);
+            let (reads, kernel) = builder.part(part, self.shape(id), axis, &start);
+            self.step(id, Kernel::Loop(kernel), reads, write);
+            start = start + &self.shape(part)[axis];
+        }
+        write
+    }
+
+    // --- matrix products ---------------------------------------------------------------------------------------------
+
+    /// The matrix `[out, k]` that a node holds, and where; a transposed one is read where it lies.
+    fn matrix(&self, id: NodeId) -> (NodeId, MatrixLayout) {
+        let dims = self.shape(id);
+        let (out, k) = (dims[0].clone(), dims[1].clone());
+        let node = self.graph.node(id);
+        let one = Dim::fixed(1);
+        match node.op() {
+            Op::Transpose(_) if self.fusion.is_inlined(id) => {
+                let layout = MatrixLayout { out: out.clone(), k, out_stride: one, k_stride: out };
+                (self.operand(id, 0), layout)
+            }
+            _ => (id, MatrixLayout { out, k: k.clone(), out_stride: k, k_stride: one }),
+        }
+    }
+
+    /// Panels of a buffer's matrices, packed when the buffer is known.
+    fn packed(&mut self, source: BufferId, name: &str, pack: Pack, stage: Stage) -> BufferId {
+        if let Some((_, _, panels)) = self.packs.iter().find(|(s, p, _)| *s == source && *p == pack) {
+            return *panels;
+        }
+        let panels = self.scratch(format!("{name}.panels"), Shape::new(vec![pack.floats()]), stage);
+        let step_name = format!("{name}.panels");
+        self.draft.step(stage, step_name, Kernel::Pack(pack.clone()), vec![source], panels);
+        self.packs.push((source, pack, panels));
+        panels
+    }
+
+    /// Panels of the weight that a node holds.
+    fn packed_weight(&mut self, id: NodeId, scale: f64) -> BufferId {
+        let (source, matrix) = self.matrix(id);
+        let (name, stage) = (self.name(source).to_owned(), self.stage(source));
+        let pack = Pack { batch: Dim::fixed(1), matrix, scale: scale as f32 };
+        self.packed(self.value(source), &name, pack, stage)
+    }
+
+    fn parts(&self, id: NodeId) -> LinearParts {
+        let operand = |slot| self.operand(id, slot);
+        let (x, weight) = (operand(0), operand(1));
+        match *self.graph.node(id).op() {
+            Op::Lora(ops::Lora { scale }) => LinearParts {
+                x,
+                weight,
+                low_rank: Some((operand(ops::Lora::A), operand(ops::Lora::B), scale)),
+                gain: None,
+                bias: self.graph.operand(id, ops::Lora::BIAS),
+            },
+            Op::Dora(ops::Dora { scale }) => LinearParts {
+                x,
+                weight,
+                low_rank: Some((operand(ops::Dora::A), operand(ops::Dora::B), scale)),
+                gain: Some(operand(ops::Dora::GAIN)),
+                bias: self.graph.operand(id, ops::Dora::BIAS),
+            },
+            Op::OutputDora(ops::OutputDora { scale, .. }) => LinearParts {
+                x,
+                weight,
+                low_rank: Some((operand(ops::OutputDora::A), operand(ops::OutputDora::B), scale)),
+                gain: None,
+                bias: self.graph.operand(id, ops::OutputDora::BIAS),
+            },
+            _ => LinearParts {
+                x,
+                weight,
+                low_rank: None,
+                gain: None,
+                bias: self.graph.operand(id, ops::Dense::BIAS),
+            },
+        }
+    }
+
+    /// The rows of an activation `[.., k]`.
+    fn rows(&self, x: NodeId) -> Dim {
+        let dims = self.shape(x);
+        dims[..dims.len() - 1].iter().fold(Dim::fixed(1), |rows, dim| rows * dim)
+    }
+
+    /// A linear layer; `at` is the node whose value it writes: `id` itself, or the root of its epilogue.
+    fn linear(&mut self, at: NodeId, id: NodeId, write: BufferId, epilogue: Option<NodeId>) -> BufferId {
+        let parts = self.parts(id);
+        let (rows, k) = (self.rows(parts.x), self.shape(parts.weight)[1].clone());
+        let mut kernel = Linear {
+            batch: Dim::fixed(1),
+            rows: rows.clone(),
+            k: k.clone(),
+            out: self.shape(parts.weight)[0].clone(),
+            rank: None,
+            batched_weight: false,
+            gain: parts.gain.is_some(),
+            bias: parts.bias.is_some(),
+            epilogue: None,
+        };
+        let mut reads = vec![self.value(parts.x), self.packed_weight(parts.weight, 1.0)];
+        if let Some((a, b, scale)) = parts.low_rank {
+            let rank = self.shape(a)[0].clone();
+            reads.push(self.hidden(at, id, parts.x, a));
+            reads.push(self.packed_weight(b, scale));
+            kernel.rank = Some(rank);
+        }
+        reads.extend(parts.gain.map(|gain| self.value(gain)));
+        reads.extend(parts.bias.map(|bias| self.value(bias)));
+        self.with_epilogue(&mut kernel, &mut reads, id, epilogue);
+        self.step(at, Kernel::Linear(kernel), reads, write);
+        write
+    }
+
+    /// `h = x Aᵀ`, `[rows, r]`.
+    fn hidden(&mut self, at: NodeId, id: NodeId, x: NodeId, a: NodeId) -> BufferId {
+        let (rows, rank, k) = (self.rows(x), self.shape(a)[0].clone(), self.shape(a)[1].clone());
+        let panels = self.packed_weight(a, 1.0);
+        let name = format!("{}.hidden", self.name(id));
+        let hidden = self.scratch(name, Shape::new(vec![rows.clone(), rank.clone()]), self.stage(id));
+        let reads = vec![self.value(x), panels];
+        self.step(at, Kernel::Linear(plain_linear(Dim::fixed(1), rows, k, rank)), reads, hidden);
+        hidden
+    }
+
+    fn with_epilogue(
+        &mut self,
+        kernel: &mut Linear,
+        reads: &mut Vec<BufferId>,
+        product: NodeId,
+        root: Option<NodeId>,
+    ) {
+        let Some(root) = root else { return };
+        let mut builder = LoopBuilder::new(self.graph, &self.fusion, &self.values, Some(product));
+        let (buffers, body) = builder.whole_uncollapsed(root);
+        let body = collapse_to_rows(body).expect("the fusion chose roots whose loops collapse to rows");
+        reads.extend(buffers);
+        kernel.epilogue = Some(body);
+    }
+
+    fn output_dora(&mut self, id: NodeId, op: ops::OutputDora) -> BufferId {
+        let combined =
+            self.scratch(format!("{}.combined", self.name(id)), self.shape(id).clone(), self.stage(id));
+        self.linear(id, id, combined, None);
+        let write = self.result(id);
+        let row = Row {
+            op: RowOp::Normalize { epsilon: op.epsilon as f32, epsilon_at: EpsilonAt::Inside },
+            outer: self.rows(id),
+            n: self.shape(id)[self.last_axis(id)].clone(),
+            inner: Dim::fixed(1),
+            weight: true,
+            bias: false,
+        };
+        let magnitude = self.value(self.operand(id, ops::OutputDora::MAGNITUDE));
+        self.step(id, Kernel::Row(row), vec![combined, magnitude], write);
+        write
+    }
+
+    fn lora_apply(&mut self, id: NodeId, op: ops::LoraApply) -> BufferId {
+        let (x, a, b) = (self.operand(id, ops::LoraApply::X), self.operand(id, 1), self.operand(id, 2));
+        let hidden = self.hidden(id, id, x, a);
+        let panels = self.packed_weight(b, op.scale);
+        let (rank, out) = (self.shape(a)[0].clone(), self.shape(b)[0].clone());
+        let kernel = plain_linear(Dim::fixed(1), self.rows(x), rank, out);
+        let write = self.result(id);
+        self.step(id, Kernel::Linear(kernel), vec![hidden, panels], write);
+        write
+    }
+
+    /// `s B A` is the product of B `[out, r]` with the transpose of A, packed with s.
+    fn lora_delta(&mut self, id: NodeId, op: ops::LoraDelta) -> BufferId {
+        let (a, b) = (self.operand(id, ops::LoraDelta::A), self.operand(id, ops::LoraDelta::B));
+        let (rank, inputs) = (self.shape(a)[0].clone(), self.shape(a)[1].clone());
+        let matrix = MatrixLayout {
+            out: inputs.clone(),
+            k: rank.clone(),
+            out_stride: Dim::fixed(1),
+            k_stride: inputs.clone(),
+        };
+        let pack = Pack { batch: Dim::fixed(1), matrix, scale: op.scale as f32 };
+        let name = self.name(a).to_owned();
+        let panels = self.packed(self.value(a), &name, pack, self.stage(a));
+        let kernel = plain_linear(Dim::fixed(1), self.shape(b)[0].clone(), rank, inputs);
+        let write = self.result(id);
+        self.step(id, Kernel::Linear(kernel), vec![self.value(b), panels], write);
+        write
+    }
+
+    fn lora_norm(&mut self, id: NodeId, op: ops::LoraNorm) -> BufferId {
+        let (source, matrix) = self.matrix(self.operand(id, ops::LoraNorm::WEIGHT));
+        let (a, b) = (self.operand(id, ops::LoraNorm::A), self.operand(id, ops::LoraNorm::B));
+        let kernel = RowNorm { matrix, rank: self.shape(a)[0].clone(), scale: op.scale as f32 };
+        let write = self.result(id);
+        let reads = vec![self.value(source), self.value(a), self.value(b)];
+        self.step(id, Kernel::RowNorm(kernel), reads, write);
+        write
+    }
+
+    fn matmul(&mut self, at: NodeId, id: NodeId, write: BufferId, epilogue: Option<NodeId>) -> BufferId {
+        let (a, b) = (self.operand(id, ops::Matmul::A), self.operand(id, ops::Matmul::B));
+        let (a_dims, b_dims) = (self.shape(a), self.shape(b));
+        let (k, n) = (b_dims[b_dims.len() - 2].clone(), b_dims[b_dims.len() - 1].clone());
+        let lead = a_dims[..a_dims.len() - 2].iter().fold(Dim::fixed(1), |product, dim| product * dim);
+        let m = a_dims[a_dims.len() - 2].clone();
+        let batched_weight = b_dims.len() > 2;
+        // One matrix for all products: their rows are rows of one product.
+        let (batch, rows) = if batched_weight { (lead, m) } else { (Dim::fixed(1), lead * m) };
+        let matrix =
+            MatrixLayout { out: n.clone(), k: k.clone(), out_stride: Dim::fixed(1), k_stride: n.clone() };
+        let pack = Pack { batch: batch.clone(), matrix, scale: 1.0 };
+        let (name, stage) = (self.name(b).to_owned(), self.stage(b));
+        let panels = self.packed(self.value(b), &name, pack, stage);
+        let mut kernel = Linear { batched_weight, ..plain_linear(batch, rows, k, n) };
+        let mut reads = vec![self.value(a), panels];
+        self.with_epilogue(&mut kernel, &mut reads, id, epilogue);
+        self.step(at, Kernel::Linear(kernel), reads, write);
+        write
+    }
+
+    // --- rows --------------------------------------------------------------------------------------------------------
+
+    fn row(&mut self, id: NodeId, op: RowOp, axis: usize, vectors: &[usize]) -> BufferId {
+        let x = self.operand(id, 0);
+        let vector = |index: usize| vectors.get(index).and_then(|&slot| self.graph.operand(id, slot));
+        let (weight, bias) = (vector(0), vector(1));
+        let (outer, n, inner) = split(self.shape(x), axis, axis + 1);
+        let kernel = Row { op, outer, n, inner, weight: weight.is_some(), bias: bias.is_some() };
+        let reads = std::iter::once(x).chain(weight).chain(bias).map(|node| self.value(node)).collect();
+        let write = self.result(id);
+        self.step(id, Kernel::Row(kernel), reads, write);
+        write
+    }
+
+    /// One kernel per run of neighbouring axes, from the last, so that the earlier axes keep their numbers. A mean of
+    /// means over equally many is the mean.
+    fn reduce(&mut self, id: NodeId, op: &ops::Reduce) -> BufferId {
+        let x = self.operand(id, 0);
+        let mut dims = self.shape(x).to_vec();
+        let mut source = self.value(x);
+        let mut axes = op.axes.clone();
+        while let Some(last) = axes.pop() {
+            let mut first = last;
+            while axes.last() == first.checked_sub(1).as_ref() {
+                first -= 1;
+                axes.pop();
+            }
+            let (outer, n, inner) = split(&dims, first, last + 1);
+            dims.drain(first..=last);
+            let write = if axes.is_empty() {
+                self.result(id)
+            } else {
+                self.scratch(format!("{}.partial", self.name(id)), Shape::new(dims.clone()), self.stage(id))
+            };
+            let op = RowOp::Reduce(op.reduction);
+            let kernel = Row { op, outer, n, inner, weight: false, bias: false };
+            self.step(id, Kernel::Row(kernel), vec![source], write);
+            source = write;
+        }
+        source
+    }
+
+    fn gather(&mut self, id: NodeId) -> BufferId {
+        let (table, ids) = (self.operand(id, ops::Gather::TABLE), self.operand(id, ops::Gather::IDS));
+        let (_, rows, width) = split(self.shape(table), 0, 1);
+        let kernel = Gather {
+            dtype: self.graph.node(table).ty().dtype,
+            ids: self.graph.node(ids).ty().dtype,
+            count: self.shape(ids).elements(),
+            rows,
+            width,
+        };
+        let write = self.result(id);
+        let reads = vec![self.value(table), self.value(ids)];
+        self.step(id, Kernel::Gather(kernel), reads, write);
+        write
+    }
+
+    // --- outputs -----------------------------------------------------------------------------------------------------
+
+    /// An output is written where the caller wants it; what is no fresh value of the call is copied there.
+    fn output(&mut self, name: &str, id: NodeId) {
+        let value = self.value(id);
+        if self.draft.claim_output(name, value, self.graph.node(id).ty()) {
+            return;
+        }
+        let ty = self.graph.node(id).ty().clone();
+        let kernel = Loop::copy(&ty);
+        let write = self.draft.buffer(name, ty.clone(), Stage::Call);
+        self.draft.step(Stage::Call, name.to_owned(), Kernel::Loop(kernel), vec![value], write);
+        self.draft.claim_output(name, write, &ty);
+    }
+}
+
+fn plain_linear(batch: Dim, rows: Dim, k: Dim, out: Dim) -> Linear {
+    let (rank, batched_weight, gain, bias, epilogue) = (None, false, false, false, None);
+    Linear { batch, rows, k, out, rank, batched_weight, gain, bias, epilogue }
+}
+
+/// The extents before, within and after the axes `first .. end`.
+fn split(dims: &[Dim], first: usize, end: usize) -> (Dim, Dim, Dim) {
+    let product = |dims: &[Dim]| dims.iter().fold(Dim::fixed(1), |product, dim| product * dim);
+    (product(&dims[..first]), product(&dims[first..end]), product(&dims[end..]))
+}

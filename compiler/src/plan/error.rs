@@ -1,0 +1,29 @@
+//! Why a graph cannot be planned.
+
+use engraft_ir::{TensorType, VerifyError};
+use thiserror::Error;
+
+/// Why a graph cannot be planned.
+#[derive(Clone, Debug, Error, PartialEq)]
+pub enum PlanError {
+    /// The graph breaks an invariant.
+    #[error("graph `{graph}` is not valid: {}", list(errors))]
+    Invalid {
+        /// The graph's name.
+        graph: String,
+        /// What is broken.
+        errors: Vec<VerifyError>,
+    },
+    /// A node has a type that compiled programs do not compute in.
+    #[error("`{node}` is {ty}: compiled programs compute in f32 (f64 is for the reference interpreter only)")]
+    Unsupported {
+        /// The node's name.
+        node: String,
+        /// Its type.
+        ty: TensorType,
+    },
+}
+
+fn list(errors: &[VerifyError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,212 @@
+//! The kernels a plan is made of. Few, each covering many ops: `Pack`, `Linear` and `RowNorm` are the runtime's;
+//! `Loop`, `Row` and `Gather` are emitted as code. A kernel says everything but where its buffers are, so equal kernels
+//! share one piece of code.
+
+use engraft_ir::ops::{Binary, Reduction, Unary};
+use engraft_ir::{DType, Dim};
+
+/// What a step does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Kernel {
+    /// See [`Pack`]. Reads: the matrix.
+    Pack(Pack),
+    /// See [`Linear`]. Reads: x, panels of W, then, as they are present, h and panels of B, gain, bias, and what the
+    /// epilogue reads.
+    Linear(Linear),
+    /// See [`RowNorm`]. Reads: W, A, B.
+    RowNorm(RowNorm),
+    /// See [`Loop`]. Reads: one buffer per access.
+    Loop(Loop),
+    /// See [`Row`]. Reads: x, then, as they are present, weight and bias.
+    Row(Row),
+    /// See [`Gather`]. Reads: table, ids.
+    Gather(Gather),
+}
+
+/// A matrix as it lies in a buffer: element `(j, p)` at `j * out_stride + p * k_stride`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MatrixLayout {
+    /// Outputs j.
+    pub out: Dim,
+    /// Inputs p.
+    pub k: Dim,
+    /// Elements from one output to the next.
+    pub out_stride: Dim,
+    /// Elements from one input to the next.
+    pub k_stride: Dim,
+}
+
+/// Packs `batch` matrices into panels, `scale` multiplied in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pack {
+    /// How many matrices, `out * k` elements apart.
+    pub batch: Dim,
+    /// One of them.
+    pub matrix: MatrixLayout,
+    /// What every element is multiplied by.
+    pub scale: f32,
+}
+
+impl Pack {
+    /// The floats that the panels take: the outputs rounded up to whole lanes; an upper bound where they are symbolic.
+    pub fn floats(&self) -> Dim {
+        const LANE: u64 = engraft_runtime::panels::LANE as u64;
+        let padded = match self.matrix.out.as_fixed() {
+            Some(out) => Dim::fixed(out.div_ceil(LANE).saturating_mul(LANE)),
+            None => self.matrix.out.clone() + (LANE - 1),
+        };
+        padded * &self.matrix.k * &self.batch
+    }
+}
+
+/// `y = gain ∘ (x Wᵀ + h Bᵀ) + bias`, then the epilogue: x `[batch, rows, k]`, y `[batch, rows, out]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Linear {
+    /// How many products.
+    pub batch: Dim,
+    /// Rows of x and y.
+    pub rows: Dim,
+    /// Columns of x.
+    pub k: Dim,
+    /// Columns of y.
+    pub out: Dim,
+    /// Columns of h, if there is a low-rank part.
+    pub rank: Option<Dim>,
+    /// Whether W differs by product.
+    pub batched_weight: bool,
+    /// Whether there is a gain `[out]`.
+    pub gain: bool,
+    /// Whether there is a bias `[out]`.
+    pub bias: bool,
+    /// What is done to each finished tile, over the space `[batch * rows, out]`. Its access 0 is y itself.
+    pub epilogue: Option<Loop>,
+}
+
+/// `n_j = ‖W_j + scale (B A)_j‖₂`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowNorm {
+    /// W.
+    pub matrix: MatrixLayout,
+    /// Rows of A, columns of B.
+    pub rank: Dim,
+    /// s.
+    pub scale: f32,
+}
+
+/// How a loop walks a buffer: element `(i₀, i₁, ..)` of the space at `offset + Σ iₐ strides[a]`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Access {
+    /// Elements per step along each axis of the space; 0 where the value repeats.
+    pub strides: Vec<Dim>,
+    /// The first element.
+    pub offset: Dim,
+}
+
+/// One value of a loop's body, from earlier ones.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Expr {
+    /// The element that this access reaches.
+    Load(usize),
+    /// A number.
+    Number(f32),
+    /// A function of an earlier value.
+    Unary(Unary, usize),
+    /// A function of two earlier values.
+    Binary(Binary, usize, usize),
+}
+
+/// `out[..] = body(..)` at every point of a space: elementwise arithmetic with broadcasting, and every movement of
+/// data (transpose, slice, concat, broadcast, copy).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loop {
+    /// The extents of the space, outermost first; at least one.
+    pub space: Vec<Dim>,
+    /// The element type; anything but f32 is only moved.
+    pub dtype: DType,
+    /// How each read buffer is walked.
+    pub reads: Vec<Access>,
+    /// How the written buffer is walked.
+    pub write: Access,
+    /// The values; the last is stored.
+    pub body: Vec<Expr>,
+}
+
+/// What is done along one axis.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RowOp {
+    /// One value per row.
+    Reduce(Reduction),
+    /// `exp(x - max) / Σ exp(x - max)`.
+    Softmax,
+    /// `x / ‖x‖₂ · weight`.
+    Normalize {
+        /// ε.
+        epsilon: f32,
+        /// Where it sits.
+        epsilon_at: engraft_ir::ops::EpsilonAt,
+    },
+    /// `(x - mean) / sqrt(var + ε) · weight + bias`.
+    LayerNorm {
+        /// ε.
+        epsilon: f32,
+    },
+    /// `x / sqrt(mean(x²) + ε) · weight`.
+    RmsNorm {
+        /// ε.
+        epsilon: f32,
+    },
+}
+
+/// An op along the axis `n` of `[outer, n, inner]`, contiguous.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// What is done.
+    pub op: RowOp,
+    /// Extents before the axis.
+    pub outer: Dim,
+    /// The axis.
+    pub n: Dim,
+    /// Extents after the axis.
+    pub inner: Dim,
+    /// Whether there is a weight `[n]`.
+    pub weight: bool,
+    /// Whether there is a bias `[n]`.
+    pub bias: bool,
+}
+
+/// `y[i, :] = table[ids[i], :]`. Checks every id before it writes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gather {
+    /// The element type of table and y.
+    pub dtype: DType,
+    /// The type of the ids.
+    pub ids: DType,
+    /// How many ids.
+    pub count: Dim,
+    /// Rows of the table.
+    pub rows: Dim,
+    /// Elements of a row.
+    pub width: Dim,
+}
+
+impl Kernel {
+    /// The name in plans and code.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Pack(_) => "pack",
+            Self::Linear(_) => "linear",
+            Self::RowNorm(_) => "row_norm",
+            Self::Loop(_) => "loop",
+            Self::Row(row) => match row.op {
+                RowOp::Reduce(Reduction::Sum) => "sum",
+                RowOp::Reduce(Reduction::Mean) => "mean",
+                RowOp::Reduce(Reduction::Max) => "max",
+                RowOp::Softmax => "softmax",
+                RowOp::Normalize { .. } => "normalize",
+                RowOp::LayerNorm { .. } => "layer_norm",
+                RowOp::RmsNorm { .. } => "rms_norm",
+            },
+            Self::Gather(_) => "gather",
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The plan's verifier. It checks, of any plan, that
+//! 1. steps are in the order of their stages, and each reads only what is given or was written before it,
+//! 2. every buffer is written by a step of its own stage, or is given and never written,
+//! 3. what crosses into a later stage is staged, given, or a constant; an arena's buffers stay within their stage,
+//! 4. each kernel has as many operands as it says, of the types it works in,
+//! 5. every output is written, and every symbol is bound by the axis it names.
+//!
+//! Whether memory is shared soundly is for `check.rs`, which knows nothing of how the planner decided.
+
+use super::kernel::Kernel;
+use super::{Plan, Step, Storage};
+use engraft_ir::DType;
+use thiserror::Error;
+
+/// One broken invariant of a plan.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum PlanInvariant {
+    /// A step runs after one of a later stage.
+    #[error("step {step} is of an earlier stage than the step before it")]
+    Order {
+        /// The step.
+        step: usize,
+    },
+    /// A step reads what nothing wrote.
+    #[error("step {step} reads b{buffer}, which nothing before it writes")]
+    Unwritten {
+        /// The step.
+        step: usize,
+        /// The buffer.
+        buffer: usize,
+    },
+    /// A step writes what it may not.
+    #[error("step {step} writes b{buffer}, which is given or belongs to another stage")]
+    Write {
+        /// The step.
+        step: usize,
+        /// The buffer.
+        buffer: usize,
+    },
+    /// A value crosses into a later stage without being staged.
+    #[error("step {step} reads b{buffer} of an earlier stage, which is not staged")]
+    NotStaged {
+        /// The step.
+        step: usize,
+        /// The buffer.
+        buffer: usize,
+    },
+    /// A kernel has the wrong number of operands.
+    #[error("step {step} ({kernel}) takes {expected} buffers, found {found}")]
+    Operands {
+        /// The step.
+        step: usize,
+        /// The kernel's name.
+        kernel: &'static str,
+        /// What the kernel takes.
+        expected: usize,
+        /// How many there are.
+        found: usize,
+    },
+    /// A kernel works on a type that it does not know.
+    #[error("step {step} ({kernel}) works in {expected}, but b{buffer} is {found}")]
+    Type {
+        /// The step.
+        step: usize,
+        /// The kernel's name.
+        kernel: &'static str,
+        /// The buffer.
+        buffer: usize,
+        /// What the kernel works in.
+        expected: DType,
+        /// What the buffer holds.
+        found: DType,
+    },
+    /// An output is not written by the call.
+    #[error("output `{name}` is written by no step")]
+    Output {
+        /// The output's name.
+        name: String,
+    },
+    /// A symbol is not the axis that is to bind it.
+    #[error("symbol `{symbol}` is not axis {axis} of b{buffer}")]
+    Symbol {
+        /// The symbol.
+        symbol: String,
+        /// The axis.
+        axis: usize,
+        /// The buffer.
+        buffer: usize,
+    },
+}
+
+/// Checks every invariant listed at the top of this file.
+///
+/// # Errors
+/// All that are broken.
+pub fn verify(plan: &Plan) -> Result<(), Vec<PlanInvariant>> {
+    let mut errors = Vec::new();
+    let mut written: Vec<bool> = plan.buffers.iter().map(|b| is_given(b.storage)).collect();
+    for (index, step) in plan.steps.iter().enumerate() {
+        if index > 0 && plan.steps[index - 1].stage > step.stage {
+            errors.push(PlanInvariant::Order { step: index });
+        }
+        verify_reads(plan, index, step, &written, &mut errors);
+        verify_operands(plan, index, step, &mut errors);
+        let target = plan.buffer(step.write);
+        if is_given(target.storage) || target.stage != step.stage {
+            errors.push(PlanInvariant::Write { step: index, buffer: step.write.0 });
+        }
+        written[step.write.0] = true;
+    }
+    for (index, (name, buffer)) in plan.outputs.iter().enumerate() {
+        if !written[buffer.0] || plan.buffer(*buffer).storage != Storage::Output(index) {
+            errors.push(PlanInvariant::Output { name: name.clone() });
+        }
+    }
+    for bound in &plan.symbols {
+        let axis = plan.buffer(bound.buffer).ty.shape.get(bound.axis);
+        if axis.and_then(|dim| dim.as_symbol()) != Some(&bound.symbol) {
+            let (symbol, axis) = (bound.symbol.to_string(), bound.axis);
+            errors.push(PlanInvariant::Symbol { symbol, axis, buffer: bound.buffer.0 });
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+fn is_given(storage: Storage) -> bool {
+    matches!(storage, Storage::Input(_) | Storage::Param(_) | Storage::Constant(_))
+}
+
+fn verify_reads(plan: &Plan, index: usize, step: &Step, written: &[bool], errors: &mut Vec<PlanInvariant>) {
+    for &read in &step.reads {
+        let buffer = plan.buffer(read);
+        if !written[read.0] || buffer.stage > step.stage {
+            errors.push(PlanInvariant::Unwritten { step: index, buffer: read.0 });
+        } else if buffer.stage < step.stage
+            && matches!(buffer.storage, Storage::Arena(_) | Storage::Output(_))
+        {
+            errors.push(PlanInvariant::NotStaged { step: index, buffer: read.0 });
+        }
+    }
+}
+
+/// How many buffers a kernel reads.
+fn operand_count(kernel: &Kernel) -> usize {
+    match kernel {
+        Kernel::Pack(_) => 1,
+        Kernel::Linear(linear) => {
+            let epilogue = linear.epilogue.as_ref().map_or(0, |epilogue| epilogue.reads.len() - 1);
+            let low_rank = if linear.rank.is_some() { 2 } else { 0 };
+            2 + low_rank + usize::from(linear.gain) + usize::from(linear.bias) + epilogue
+        }
+        Kernel::RowNorm(_) => 3,
+        Kernel::Loop(body) => body.reads.len(),
+        Kernel::Row(row) => 1 + usize::from(row.weight) + usize::from(row.bias),
+        Kernel::Gather(_) => 2,
+    }
+}
+
+fn verify_operands(plan: &Plan, index: usize, step: &Step, errors: &mut Vec<PlanInvariant>) {
+    let (kernel, expected) = (step.kernel.name(), operand_count(&step.kernel));
+    if step.reads.len() != expected {
+        errors.push(PlanInvariant::Operands { step: index, kernel, expected, found: step.reads.len() });
+        return;
+    }
+    for (position, buffer) in step.reads.iter().chain([&step.write]).enumerate() {
+        let expected = match &step.kernel {
+            Kernel::Loop(body) => body.dtype,
+            Kernel::Gather(gather) if position == 1 => gather.ids,
+            Kernel::Gather(gather) => gather.dtype,
+            _ => DType::F32,
+        };
+        let found = plan.buffer(*buffer).ty.dtype;
+        if found != expected {
+            errors.push(PlanInvariant::Type { step: index, kernel, buffer: buffer.0, expected, found });
+        }
+    }
+}
