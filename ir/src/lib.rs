@@ -20,7 +20,7 @@ pub mod value;
 mod verify;
 
 pub use axis::Axis;
-pub use builder::{BuildError, BuildErrors, GraphBuilder, Tensor};
+pub use builder::{BuildError, BuildErrors, Cause, GraphBuilder, Tensor};
 pub use dim::{Bindings, Dim, DimError, MAX_DIM, Symbol};
 pub use dtype::DType;
 pub use graph::{Graph, GraphError, MAX_NODES, Node, NodeId, Output};
