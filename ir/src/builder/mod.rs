@@ -105,6 +105,14 @@ impl GraphBuilder {
         result
     }
 
+    /// Reports an error of a layer's own, as the ops report theirs, and gives the tensor to return: what is built on
+    /// it is silent.
+    #[track_caller]
+    pub fn fail(&self, cause: impl Into<Cause>) -> Tensor<'_> {
+        self.report(cause);
+        Tensor::new(self, None)
+    }
+
     /// Makes a tensor an output.
     #[track_caller]
     pub fn output(&self, name: &str, tensor: Tensor<'_>) {
@@ -258,7 +266,7 @@ impl GraphBuilder {
     }
 
     #[track_caller]
-    fn report(&self, error: impl Into<error::Cause>) {
+    fn report(&self, error: impl Into<Cause>) {
         self.state.borrow_mut().errors.push(BuildError::new(Location::caller(), error));
     }
 }
