@@ -14,6 +14,11 @@ impl Axis {
     /// The last axis.
     pub const LAST: Self = Self(-1);
 
+    /// The axis of this index from the front, however large.
+    pub(crate) fn index(index: usize) -> Self {
+        Self(i64::try_from(index).unwrap_or(i64::MAX))
+    }
+
     /// The index from the front.
     ///
     /// # Errors

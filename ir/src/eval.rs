@@ -23,9 +23,33 @@ pub fn eval(graph: &Graph, given: &Values) -> Result<Values, EvalError> {
 /// # Errors
 /// As [`eval`].
 pub fn eval_nodes(graph: &Graph, given: &Values) -> Result<BTreeMap<NodeId, Value>, EvalError> {
-    let bindings = bind(graph, given)?;
+    eval_in_order(graph, given, &graph.order())
+}
+
+/// Evaluates one node; only what it is computed from needs values.
+///
+/// # Errors
+/// As [`eval`].
+///
+/// # Panics
+/// If the node is not of this graph.
+pub fn eval_node(graph: &Graph, given: &Values, id: NodeId) -> Result<Value, EvalError> {
+    let mut needed = graph.ancestors(id);
+    needed.insert(id);
+    let mut order = graph.order();
+    order.retain(|id| needed.contains(id));
+    Ok(eval_in_order(graph, given, &order)?.remove(&id).expect("the order ends in this node"))
+}
+
+/// Evaluates these nodes, each of which stands after its operands.
+fn eval_in_order(
+    graph: &Graph,
+    given: &Values,
+    order: &[NodeId],
+) -> Result<BTreeMap<NodeId, Value>, EvalError> {
+    let bindings = bind(graph, given, order)?;
     let mut values: BTreeMap<NodeId, Value> = BTreeMap::new();
-    for id in graph.order() {
+    for &id in order {
         let node = graph.node(id);
         let at_node = |source| EvalError::Node { node: node.name().to_owned(), source: Box::new(source) };
         let value = match node.op() {
@@ -47,9 +71,8 @@ fn lookup<'a>(given: &'a Values, name: &str) -> Result<&'a Value, EvalError> {
 }
 
 /// Binds symbols from the given values, then checks every given shape and kind.
-fn bind(graph: &Graph, given: &Values) -> Result<Bindings, EvalError> {
+fn bind(graph: &Graph, given: &Values, order: &[NodeId]) -> Result<Bindings, EvalError> {
     let mut bindings = Bindings::new();
-    let order = graph.order();
     let is_source = |id: &&NodeId| matches!(graph.node(**id).op(), Op::Input(_) | Op::Param(_));
     for &id in order.iter().filter(is_source) {
         let node = graph.node(id);

@@ -13,6 +13,9 @@ use thiserror::Error;
 /// The most nodes a graph may have.
 pub const MAX_NODES: usize = 1 << 20;
 
+/// The most outputs a graph may have.
+pub const MAX_OUTPUTS: usize = 4096;
+
 /// A node's identity within its graph; it stays valid while other nodes come and go.
 pub type NodeId = NodeIndex<u32>;
 
@@ -108,6 +111,9 @@ pub enum GraphError {
         /// Its type.
         new_type: TensorType,
     },
+    /// There are too many outputs.
+    #[error("the graph has more than {MAX_OUTPUTS} outputs")]
+    TooManyOutputs,
     /// There are too many nodes.
     #[error("the graph has more than {MAX_NODES} nodes")]
     TooLarge,
@@ -298,6 +304,9 @@ impl Graph {
         check_name(name)?;
         if self.outputs.iter().any(|o| o.name == name) {
             return Err(GraphError::DuplicateOutput { name: name.to_owned() });
+        }
+        if self.outputs.len() >= MAX_OUTPUTS {
+            return Err(GraphError::TooManyOutputs);
         }
         self.outputs.push(Output { name: name.to_owned(), node });
         Ok(())

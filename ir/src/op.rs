@@ -48,7 +48,7 @@ pub struct OpInfo {
 
 /// Attributes that do not make an op.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("op `{op}`: {reason}; its attributes are {}", expected_attributes(*.expected))]
+#[error("op `{op}`: {reason}; its attributes are {}", expected_attributes(.expected))]
 pub struct AttributeError {
     /// The op's name.
     pub op: &'static str,
@@ -200,6 +200,9 @@ impl<'a> Operands<'a> {
     }
 
     /// The type in a required slot.
+    ///
+    /// # Panics
+    /// If the slot is not one of the op's required ones: those are known to be filled.
     pub fn required(&self, index: usize) -> &'a TensorType {
         self.optional(index).expect("a required slot was checked to be filled")
     }
@@ -215,6 +218,9 @@ impl<'a> Operands<'a> {
     }
 
     /// Requires a float in this slot; an empty optional slot is fine.
+    ///
+    /// # Errors
+    /// [`RuleError::DType`].
     pub fn float(&self, index: usize) -> Result<(), RuleError> {
         match self.optional(index) {
             Some(found) if !found.dtype.is_float() => Err(RuleError::DType {
@@ -227,6 +233,9 @@ impl<'a> Operands<'a> {
     }
 
     /// Requires floats of one and the same element type in every filled slot, and returns it.
+    ///
+    /// # Errors
+    /// [`RuleError::DType`].
     pub fn same_float(&self) -> Result<DType, RuleError> {
         let first = self.required(0);
         for index in 0..self.types.len() {
@@ -243,11 +252,17 @@ impl<'a> Operands<'a> {
     }
 
     /// Requires exactly this rank of a filled slot.
+    ///
+    /// # Errors
+    /// [`RuleError::Rank`].
     pub fn rank(&self, index: usize, rank: usize, expected: &'static str) -> Result<(), RuleError> {
         self.rank_if(index, expected, |found| found == rank)
     }
 
     /// Requires at least this rank of a filled slot.
+    ///
+    /// # Errors
+    /// [`RuleError::Rank`].
     pub fn rank_at_least(&self, index: usize, rank: usize, expected: &'static str) -> Result<(), RuleError> {
         self.rank_if(index, expected, |found| found >= rank)
     }
@@ -268,6 +283,9 @@ impl<'a> Operands<'a> {
 
     /// Requires dim `left.1` of slot `left.0` to equal dim `right.1` of slot `right.0`; negative axes count from the
     /// end. Empty optional slots are fine. Ranks must have been checked.
+    ///
+    /// # Errors
+    /// [`RuleError::Mismatch`], or [`RuleError::Axis`] if a slot has no such axis.
     pub fn equal_dims(
         &self,
         left: (usize, i64),

@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Deref;
+use std::str::FromStr;
+use thiserror::Error;
 
 /// The most axes a tensor may have.
 pub const MAX_RANK: usize = 8;
@@ -111,5 +113,39 @@ impl TensorType {
 impl fmt::Display for TensorType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{}", self.dtype, self.shape)
+    }
+}
+
+/// Why a text is not a type.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum TypeSyntaxError {
+    /// It is not an element type and dims in brackets.
+    #[error("`{text}` is not a type: expected f32, f64, i32 or i64 and dims, as in `f32[batch, 24]`")]
+    Syntax {
+        /// The text found.
+        text: String,
+    },
+    /// A dim is ill-formed or absurd.
+    #[error(transparent)]
+    Dim(#[from] DimError),
+}
+
+impl FromStr for TensorType {
+    type Err = TypeSyntaxError;
+
+    /// Reads what [`Display`](fmt::Display) prints: `f32[batch, 768]`.
+    fn from_str(text: &str) -> Result<Self, TypeSyntaxError> {
+        let syntax = || TypeSyntaxError::Syntax { text: text.chars().take(64).collect() };
+        let (dtype, dims) = text.trim().split_once('[').ok_or_else(syntax)?;
+        let dtype = DType::from_name(dtype).ok_or_else(syntax)?;
+        let dims = dims.strip_suffix(']').ok_or_else(syntax)?.trim();
+        if dims.is_empty() {
+            return Ok(Self::new(dtype, Shape::default()));
+        }
+        if dims.split(',').count() > MAX_RANK {
+            return Err(syntax());
+        }
+        let dims = dims.split(',').map(|dim| dim.trim().parse()).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self::new(dtype, Shape::new(dims)))
     }
 }

@@ -124,7 +124,7 @@ fn verify_node(graph: &Graph, stages: &Stages, id: NodeId, errors: &mut Vec<Veri
                     binding: param.binding,
                     symbol: symbol.to_string(),
                     known,
-                })
+                });
             }
             _ => {}
         }

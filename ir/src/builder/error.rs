@@ -40,6 +40,18 @@ pub enum Cause {
         /// What was expected.
         expected: &'static str,
     },
+    /// A layer's option is out of range.
+    #[error("`{layer}`: {option} is {found}, expected {expected}")]
+    LayerOption {
+        /// The layer's name.
+        layer: String,
+        /// The option's name.
+        option: &'static str,
+        /// Its value, printed.
+        found: String,
+        /// What is allowed.
+        expected: &'static str,
+    },
     /// A tensor belongs to another builder.
     #[error("`{node}` belongs to another graph")]
     Foreign {

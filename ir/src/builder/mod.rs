@@ -5,7 +5,7 @@
 mod error;
 mod tensor;
 
-pub use error::{BuildError, BuildErrors};
+pub use error::{BuildError, BuildErrors, Cause};
 pub use tensor::Tensor;
 
 use crate::ops::{Constant, Input, Param};
@@ -103,6 +103,14 @@ impl GraphBuilder {
         let result = body();
         self.state.borrow_mut().scope = outer;
         result
+    }
+
+    /// Reports an error of a layer's own, as the ops report theirs, and gives the tensor to return: what is built on
+    /// it is silent.
+    #[track_caller]
+    pub fn fail(&self, cause: impl Into<Cause>) -> Tensor<'_> {
+        self.report(cause);
+        Tensor::new(self, None)
     }
 
     /// Makes a tensor an output.
@@ -216,10 +224,13 @@ impl GraphBuilder {
         // An operand that failed was reported where it failed.
         let mut ids = Vec::with_capacity(operands.len());
         for operand in operands {
-            match operand.map(|tensor| self.own(tensor)) {
-                Some(None) => return Tensor::new(self, None),
-                Some(id) => ids.push(id),
-                None => ids.push(None),
+            let Some(tensor) = *operand else {
+                ids.push(None);
+                continue;
+            };
+            match self.own(tensor) {
+                Some(id) => ids.push(Some(id)),
+                None => return Tensor::new(self, None),
             }
         }
         let result = self.state.borrow_mut().graph.add(name, op.clone(), &ids);
@@ -244,11 +255,18 @@ impl GraphBuilder {
 
     #[track_caller]
     fn check<T>(&self, result: Result<T, GraphError>) -> Option<T> {
-        result.map_err(|error| self.report(error)).ok()
+        // Not `map_err`: a closure would report its own line instead of the caller's.
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.report(error);
+                None
+            }
+        }
     }
 
     #[track_caller]
-    fn report(&self, error: impl Into<error::Cause>) {
+    fn report(&self, error: impl Into<Cause>) {
         self.state.borrow_mut().errors.push(BuildError::new(Location::caller(), error));
     }
 }

@@ -1,4 +1,4 @@
-//! Elementwise arithmetic on two operands, with NumPy's broadcasting.
+//! Elementwise arithmetic on two operands, broadcasting as `NumPy` does.
 
 use crate::op::{Args, AttributeError, OpInfo, Operands, Operator, RuleError, Slot, required};
 use crate::value::{EvalError, Value};
@@ -37,7 +37,7 @@ impl Binary {
     ];
 
     fn decode(info: &'static OpInfo, map: Map<String, Json>) -> Result<crate::Op, AttributeError> {
-        super::unary::no_attributes(info, &map)?;
+        super::unary::no_attributes(info, map)?;
         Ok(Self::ALL[Self::INFOS.iter().position(|row| row.name == info.name).unwrap_or(0)].into())
     }
 

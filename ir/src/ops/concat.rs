@@ -3,7 +3,7 @@
 use crate::op::{Args, OpInfo, Operands, Operator, RuleError, decode, fields, required};
 use crate::value::{EvalError, Value};
 use crate::{Axis, Dim, Shape, TensorType};
-use ndarray::Axis as NdAxis;
+use ndarray::{ArrayD, Axis as NdAxis};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
@@ -37,7 +37,7 @@ impl Operator for Concat {
 
     fn infer(&self, operands: Operands<'_>) -> Result<TensorType, RuleError> {
         let first = operands.required(0);
-        let axis = Axis(self.axis as i64).resolve(first)?;
+        let axis = Axis::index(self.axis).resolve(first)?;
         let mut length = Dim::fixed(0);
         for (index, part) in operands.all().enumerate() {
             let fits = part.dtype == first.dtype
@@ -56,17 +56,19 @@ impl Operator for Concat {
     fn eval(&self, args: Args<'_>) -> Result<Value, EvalError> {
         let parts = (0..args.values.len()).map(|i| args.value(i)).collect::<Result<Vec<_>, _>>()?;
         let axis = NdAxis(self.axis);
-        Ok(match parts.first() {
-            Some(Value::Int(_)) => {
-                let views =
-                    parts.iter().map(|p| Ok(p.as_int()?.view())).collect::<Result<Vec<_>, EvalError>>()?;
-                ndarray::concatenate(axis, &views)?.into()
-            }
-            _ => {
-                let views =
-                    parts.iter().map(|p| Ok(p.as_real()?.view())).collect::<Result<Vec<_>, EvalError>>()?;
-                ndarray::concatenate(axis, &views)?.into()
-            }
-        })
+        if let Some(Value::Int(_)) = parts.first() {
+            let parts = parts.iter().map(|p| p.as_int()).collect::<Result<Vec<_>, _>>()?;
+            return join(axis, &parts);
+        }
+        let parts = parts.iter().map(|p| p.as_real()).collect::<Result<Vec<_>, _>>()?;
+        join(axis, &parts)
     }
+}
+
+fn join<T: Clone>(axis: NdAxis, parts: &[&ArrayD<T>]) -> Result<Value, EvalError>
+where
+    ArrayD<T>: Into<Value>,
+{
+    let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
+    Ok(ndarray::concatenate(axis, &views)?.into())
 }

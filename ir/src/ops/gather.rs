@@ -59,17 +59,14 @@ impl Operator for Gather {
         let index =
             |&id: &i64| usize::try_from(id).ok().filter(|&i| i < rows).ok_or(EvalError::Id { id, rows });
         let indices = ids.iter().map(index).collect::<Result<Vec<_>, _>>()?;
-        fn select<T: Copy>(
-            table: &ArrayD<T>,
-            indices: &[usize],
-            shape: &[usize],
-        ) -> Result<ArrayD<T>, EvalError> {
-            let picked = table.select(NdAxis(0), indices);
-            Ok(picked.as_standard_layout().into_owned().into_shape_with_order(IxDyn(shape))?)
-        }
         Ok(match table {
             Value::Real(table) => select(table, &indices, args.shape)?.into(),
             Value::Int(table) => select(table, &indices, args.shape)?.into(),
         })
     }
+}
+
+fn select<T: Copy>(table: &ArrayD<T>, indices: &[usize], shape: &[usize]) -> Result<ArrayD<T>, EvalError> {
+    let picked = table.select(NdAxis(0), indices);
+    Ok(picked.as_standard_layout().into_owned().into_shape_with_order(IxDyn(shape))?)
 }

@@ -42,9 +42,9 @@ impl Operator for Magnitude {
 
     fn infer(&self, operands: Operands<'_>) -> Result<TensorType, RuleError> {
         operands.same_float()?;
-        Axis(self.axis as i64).resolve(operands.required(Self::V))?;
+        let axis = Axis::index(self.axis).resolve(operands.required(Self::V))?;
         operands.rank(Self::M, 1, "one axis, [d]")?;
-        operands.equal_dims((Self::V, self.axis as i64), (Self::M, 0), "m has the length of v's axis")?;
+        operands.equal_dims((Self::V, axis as i64), (Self::M, 0), "m has the length of v's axis")?;
         Ok(operands.required(Self::V).clone())
     }
 

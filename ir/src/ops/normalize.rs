@@ -67,7 +67,7 @@ impl Operator for Normalize {
     fn infer(&self, operands: Operands<'_>) -> Result<TensorType, RuleError> {
         non_negative("epsilon", self.epsilon)?;
         operands.same_float()?;
-        Axis(self.axis as i64).resolve(operands.required(0))?;
+        Axis::index(self.axis).resolve(operands.required(0))?;
         Ok(operands.required(0).clone())
     }
 

@@ -83,7 +83,7 @@ impl Operator for Reduce {
         let dtype = operands.same_float()?;
         let x = operands.required(0);
         for &axis in &self.axes {
-            Axis(axis as i64).resolve(x)?;
+            Axis::index(axis).resolve(x)?;
         }
         if self.axes.is_empty() || !self.axes.is_sorted_by(|a, b| a < b) {
             return Err(RuleError::Attribute {

@@ -41,7 +41,7 @@ impl Operator for Slice {
 
     fn infer(&self, operands: Operands<'_>) -> Result<TensorType, RuleError> {
         let x = operands.required(0);
-        let axis = Axis(self.axis as i64).resolve(x)?;
+        let axis = Axis::index(self.axis).resolve(x)?;
         let end = self.start.clone() + &self.length;
         self.start.check()?;
         self.length.check()?;

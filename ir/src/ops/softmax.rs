@@ -37,7 +37,7 @@ impl Operator for Softmax {
 
     fn infer(&self, operands: Operands<'_>) -> Result<TensorType, RuleError> {
         operands.same_float()?;
-        Axis(self.axis as i64).resolve(operands.required(0))?;
+        Axis::index(self.axis).resolve(operands.required(0))?;
         Ok(operands.required(0).clone())
     }
 

@@ -29,8 +29,33 @@ pub enum Init {
         /// The standard deviation.
         std: f64,
     },
-    /// Uniform in `±sqrt(6 / (fan_in + fan_out))` (Glorot and Bengio, 2010).
+    /// Uniform in `±sqrt(6 / (fan_in + fan_out))` (Glorot and Bengio, 2010); for matrices.
     GlorotUniform,
+    /// The norm that the direction it scales was divided by: where `y = m ∘ (v / ‖v‖)`, m starts as `‖v‖`, so that
+    /// the layer starts as if nothing were normalised (Liu et al., 2024, section 4.1); for vectors.
+    Norm,
+}
+
+impl Init {
+    /// Whether a parameter of this type can start out so.
+    fn check(self, ty: &TensorType) -> Result<(), RuleError> {
+        let (fits, expected) = match self {
+            Self::Zeros | Self::Ones => (true, ""),
+            Self::Normal { std } => {
+                crate::op::non_negative("init", std)?;
+                (ty.dtype.is_float(), "zeros or ones for integers")
+            }
+            Self::GlorotUniform => {
+                (ty.dtype.is_float() && ty.rank() == 2, "glorot_uniform for a float matrix only")
+            }
+            Self::Norm => (ty.dtype.is_float() && ty.rank() == 1, "norm for a float vector only"),
+        };
+        if fits {
+            return Ok(());
+        }
+        let found = format!("{self:?} for {ty}");
+        Err(RuleError::Attribute { attribute: "init", found, expected: expected.to_owned() })
+    }
 }
 
 /// A named tensor from a weights file.
@@ -98,7 +123,7 @@ impl Param {
             ("shape", "list of dims"),
             ("binding", "base (default), adapter or call"),
             ("group", "label for optimizers, optional"),
-            ("init", "zeros, ones, {normal: {std}} or glorot_uniform, optional"),
+            ("init", "zeros, ones, {normal: {std}}, glorot_uniform or norm, optional"),
         ],
         decode: decode::<Self>,
     }];
@@ -121,10 +146,11 @@ impl Operator for Param {
                 expected: "base, adapter or call".to_owned(),
             });
         }
-        if let Some(Init::Normal { std }) = self.init {
-            crate::op::non_negative("init", std)?;
+        let ty = TensorType::new(self.dtype, self.shape.clone());
+        if let Some(init) = self.init {
+            init.check(&ty)?;
         }
-        Ok(TensorType::new(self.dtype, self.shape.clone()))
+        Ok(ty)
     }
 
     fn stage(&self, _: Stage) -> Stage {

@@ -69,7 +69,7 @@ impl Unary {
     ];
 
     fn decode(info: &'static OpInfo, map: Map<String, Json>) -> Result<crate::Op, AttributeError> {
-        no_attributes(info, &map)?;
+        no_attributes(info, map)?;
         Ok(Self::ALL[Self::INFOS.iter().position(|row| row.name == info.name).unwrap_or(0)].into())
     }
 
@@ -103,10 +103,10 @@ impl Unary {
 }
 
 /// Refuses attributes where an op has none.
-pub(super) fn no_attributes(info: &'static OpInfo, map: &Map<String, Json>) -> Result<(), AttributeError> {
-    match map.keys().next() {
+pub(super) fn no_attributes(info: &'static OpInfo, map: Map<String, Json>) -> Result<(), AttributeError> {
+    match map.into_iter().next() {
         None => Ok(()),
-        Some(key) => {
+        Some((key, _)) => {
             Err(AttributeError { op: info.name, reason: format!("unknown field `{key}`"), expected: &[] })
         }
     }

@@ -1,24 +1,8 @@
-//! The text form of a graph: a line per node, deterministic.
-//!
-//! ```text
-//! engraft 1
-//! graph layer
-//!
-//! x: f32[batch, 24] @call = input()
-//! fc.weight: f32[40, 24] @base = param()
-//! fc: f32[batch, 40] @call = dense(x, fc.weight)
-//!
-//! output y = fc
-//! ```
-//!
-//! A line is `name: type @stage = op(operands) {attributes}`. An empty optional operand before a filled one is `_`.
-//! Attributes are JSON values under bare names; an input's or parameter's type and binding stand in the line itself.
+//! Prints a graph as text. Knows nothing about reading it back.
 
+use super::VERSION;
 use crate::{Graph, NodeId, Op, Stages};
 use std::fmt::Write as _;
-
-/// The version of the text and JSON forms.
-pub const VERSION: u64 = 1;
 
 /// Prints a graph.
 pub fn print(graph: &Graph) -> String {
