@@ -4,8 +4,11 @@
 #![deny(unsafe_code)]
 
 mod codegen;
+mod compile;
 mod jit;
 pub mod plan;
+pub mod values;
 
 pub use codegen::{Clif, CodegenError, Emitted, SIZES_FUNCTION, STAGE_FUNCTIONS, emit};
+pub use compile::{CompileError, Compiled, Options, compilations, compile, plan};
 pub use jit::{JitError, Jitted, compile as jit};

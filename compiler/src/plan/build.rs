@@ -425,7 +425,7 @@ impl Planner<'_> {
         let mut axes = op.axes.clone();
         while let Some(last) = axes.pop() {
             let mut first = last;
-            while axes.last() == first.checked_sub(1).as_ref() {
+            while first > 0 && axes.last() == Some(&(first - 1)) {
                 first -= 1;
                 axes.pop();
             }

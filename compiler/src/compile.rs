@@ -1,0 +1,90 @@
+//! From graph to program in one call: optimise, plan, verify, emit. Everything on the way is kept, for people to look
+//! at.
+
+use crate::codegen::Clif;
+use crate::jit::{self, JitError};
+use crate::plan::{self, Plan, PlanError, PlanInvariant, PlanOptions};
+use engraft_ir::Graph;
+use engraft_runtime::Program;
+use std::sync::atomic::{AtomicU64, Ordering};
+use thiserror::Error;
+
+/// How to compile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Whether to rewrite the graph and fuse its kernels. Without, every node runs as it was written, as a kernel of its
+    /// own.
+    pub optimize: bool,
+    /// Whether to fold each adapter into its layer's weight when it is loaded.
+    pub merge: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { optimize: true, merge: false }
+    }
+}
+
+/// Why a graph could not be compiled.
+#[derive(Debug, Error)]
+pub enum CompileError {
+    /// The graph cannot be planned.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The planner made a plan that breaks an invariant: a defect of the compiler.
+    #[error("the plan of `{graph}` is not valid, which is a defect of the compiler: {}", list(errors))]
+    Invariant {
+        /// The graph's name.
+        graph: String,
+        /// What is broken.
+        errors: Vec<PlanInvariant>,
+    },
+    /// Code could not be made.
+    #[error(transparent)]
+    Jit(#[from] JitError),
+}
+
+fn list(errors: &[PlanInvariant]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// A compiled graph, and every level it went through.
+pub struct Compiled {
+    /// The graph that was planned.
+    pub graph: Graph,
+    /// The plan.
+    pub plan: Plan,
+    /// The text of the code.
+    pub clif: Vec<Clif>,
+    /// The program.
+    pub program: Program,
+}
+
+static COMPILATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// How many programs this process has compiled. Loading, adapting and calling never add to it.
+pub fn compilations() -> u64 {
+    COMPILATIONS.load(Ordering::Relaxed)
+}
+
+/// The plan of a graph, verified.
+///
+/// # Errors
+/// [`CompileError::Plan`] or [`CompileError::Invariant`].
+pub fn plan(graph: &Graph, options: &Options) -> Result<Plan, CompileError> {
+    let plan = plan::plan(graph, PlanOptions { fuse: options.optimize })?;
+    plan::verify(&plan)
+        .map_err(|errors| CompileError::Invariant { graph: graph.name().to_owned(), errors })?;
+    Ok(plan)
+}
+
+/// Compiles a graph for this machine.
+///
+/// # Errors
+/// [`CompileError`].
+pub fn compile(graph: &Graph, options: &Options) -> Result<Compiled, CompileError> {
+    let plan = plan(graph, options)?;
+    let jitted = jit::compile(&plan)?;
+    COMPILATIONS.fetch_add(1, Ordering::Relaxed);
+    Ok(Compiled { graph: graph.clone(), plan, clif: jitted.clif, program: jitted.program })
+}

@@ -1,0 +1,89 @@
+//! Running a graph both ways: by the reference interpreter, and compiled.
+#![allow(dead_code)]
+
+use engraft_compiler::plan::{PlanOptions, plan};
+use engraft_compiler::values::{to_tensor, to_value};
+use engraft_ir::eval::{Values, eval};
+use engraft_ir::{Bindings, Graph, Op, Stage, Symbol, sample};
+use engraft_runtime::{Context, Options, Program, Tensor, Weights};
+
+/// The bindings of these symbols.
+pub fn bindings(symbols: &[(&str, u64)]) -> Bindings {
+    symbols.iter().map(|&(name, value)| (Symbol::new(name), value)).collect()
+}
+
+/// The program of a graph as it stands.
+pub fn program(graph: &Graph, fuse: bool) -> Program {
+    let plan = plan(graph, PlanOptions { fuse }).unwrap_or_else(|e| panic!("{e}"));
+    engraft_compiler::plan::verify(&plan).unwrap_or_else(|e| panic!("{e:?}\n{plan}"));
+    engraft_compiler::jit(&plan).unwrap_or_else(|e| panic!("{e}\n{plan}")).program
+}
+
+/// The values of the parameters of one stage, as tensors.
+pub fn weights(graph: &Graph, values: &Values, stage: Stage) -> Weights {
+    let mut weights = Weights::new();
+    for param in graph.params().iter().filter(|param| param.stage == stage) {
+        weights.insert(&param.name, to_tensor(&values[&param.name], &param.ty).unwrap());
+    }
+    weights
+}
+
+/// Loads and calls a program on these values.
+pub fn run(program: &Program, graph: &Graph, values: &Values) -> Values {
+    let context = Context::new(Options::default()).unwrap();
+    let base =
+        program.load_base(&weights(graph, values, Stage::Base), context).unwrap_or_else(|e| panic!("{e}"));
+    let model = base.load_adapter(&weights(graph, values, Stage::Adapter)).unwrap_or_else(|e| panic!("{e}"));
+    let is_given =
+        |op: &Op| matches!(op, Op::Input(_)) || matches!(op, Op::Param(p) if p.binding == Stage::Call);
+    let given: Vec<(String, Tensor)> = graph
+        .nodes()
+        .filter(|node| is_given(node.op()))
+        .map(|node| (node.name().to_owned(), to_tensor(&values[node.name()], node.ty()).unwrap()))
+        .collect();
+    let given: Vec<_> = given.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let outputs = model.run(&given).unwrap_or_else(|e| panic!("{e}"));
+    outputs.into_iter().map(|(name, tensor)| (name, to_value(&tensor).unwrap())).collect()
+}
+
+/// The largest difference between two sets of outputs, in units of the tolerance `1e-5 max(1, max|theirs|) + 1e-4
+/// |theirs|`; panics where shapes or names differ, or one side is not a number where the other is.
+pub fn difference(ours: &Values, theirs: &Values) -> f64 {
+    assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
+    let mut worst = 0.0_f64;
+    for (name, theirs) in theirs {
+        assert_eq!(ours[name].shape(), theirs.shape(), "shape of `{name}`");
+        let (Ok(ours), Ok(theirs)) = (ours[name].as_real(), theirs.as_real()) else {
+            assert_eq!(&ours[name], theirs, "`{name}`");
+            continue;
+        };
+        let largest = theirs.iter().filter(|x| x.is_finite()).fold(1.0_f64, |max, x| max.max(x.abs()));
+        for (&ours, &theirs) in ours.iter().zip(theirs) {
+            if theirs.is_finite() {
+                worst = worst.max((ours - theirs).abs() / (1e-5 * largest + 1e-4 * theirs.abs()));
+                assert!(!ours.is_nan(), "`{name}`: NaN for {theirs}");
+            } else {
+                assert!(
+                    ours == theirs || (ours.is_nan() && theirs.is_nan()),
+                    "`{name}`: {ours} for {theirs}"
+                );
+            }
+        }
+    }
+    worst
+}
+
+/// Compiles the graph, fused and as it stands, and compares both with the reference on random values.
+pub fn agree(graph: &Graph, symbols: &[(&str, u64)], seed: u64) {
+    let values = sample::values(graph, &bindings(symbols), seed).unwrap_or_else(|e| panic!("{e}"));
+    let theirs = eval(graph, &values).unwrap_or_else(|e| panic!("{e}"));
+    for fuse in [true, false] {
+        let ours = run(&program(graph, fuse), graph, &values);
+        let worst = difference(&ours, &theirs);
+        assert!(
+            worst <= 1.0,
+            "off by {worst} tolerances (fuse {fuse}) in\n{}",
+            engraft_ir::text::print(graph)
+        );
+    }
+}

@@ -1,0 +1,250 @@
+//! Every op, compiled, against the reference interpreter: over shapes that are 1, prime, no multiple of 4 or 16, and
+//! empty.
+
+mod common;
+
+use common::agree;
+use engraft_ir::DType::{F32, I32, I64};
+use engraft_ir::ops::{EpsilonAt, OutputDora, Reduction, Unary};
+use engraft_ir::{Graph, GraphBuilder, Tensor, dims};
+
+/// Extents that catch what a vector loop can get wrong.
+const EXTENTS: [u64; 8] = [0, 1, 2, 3, 5, 13, 17, 67];
+
+/// A graph of one expression on an input `[batch, n]`.
+fn on_input(n: u64, body: impl for<'g> Fn(&'g GraphBuilder, Tensor<'g>) -> Tensor<'g>) -> Graph {
+    let g = GraphBuilder::new("op");
+    let x = g.input("x", F32, dims!["batch", n]);
+    g.output("y", body(&g, x));
+    g.finish().unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn over_extents(body: impl for<'g> Fn(&'g GraphBuilder, Tensor<'g>, u64) -> Tensor<'g>) {
+    for n in EXTENTS {
+        let graph = on_input(n, |g, x| body(g, x, n));
+        for batch in [0, 1, 4, 7] {
+            agree(&graph, &[("batch", batch)], n + batch);
+        }
+    }
+}
+
+#[test]
+fn unary() {
+    for function in Unary::ALL {
+        // Square roots of what is not negative.
+        over_extents(|_, x, _| match function {
+            Unary::Sqrt | Unary::Rsqrt => (x.square() + 0.1).unary(function),
+            _ => x.scale(8.0).unary(function),
+        });
+    }
+}
+
+#[test]
+fn binary() {
+    over_extents(|g, x, n| {
+        let v = g.param("v", F32, dims![n]);
+        let s = g.param("s", F32, dims![1]);
+        ((x + v) * x - s) / (x.square() + 1.0)
+    });
+}
+
+#[test]
+fn broadcasting() {
+    for n in EXTENTS {
+        let g = GraphBuilder::new("op");
+        let a = g.input("a", F32, dims!["batch", 1, n]);
+        let b = g.input("b", F32, dims![3, 1]);
+        g.output("sum", a + b);
+        g.output("wide", b.broadcast(dims![2, 3, 5]));
+        let graph = g.finish().unwrap();
+        agree(&graph, &[("batch", 4)], n);
+        agree(&graph, &[("batch", 0)], n);
+    }
+}
+
+#[test]
+fn magnitude_and_normalize() {
+    for (epsilon, at) in [
+        (0.0, EpsilonAt::Inside),
+        (1e-2, EpsilonAt::Outside),
+        (0.3, EpsilonAt::Max),
+        (1e-8, EpsilonAt::Inside),
+    ] {
+        over_extents(|g, x, n| {
+            let m = g.param("m", F32, dims![n]);
+            (x + 0.5).normalize_with(-1, epsilon, at).magnitude(m, -1)
+        });
+        over_extents(|_, x, _| (x + 2.0).normalize_with(0, epsilon, at));
+    }
+}
+
+#[test]
+fn reductions() {
+    for reduction in [Reduction::Sum, Reduction::Mean, Reduction::Max] {
+        for keep in [false, true] {
+            over_extents(|_, x, _| x.reduce(reduction, &[-1], keep));
+            over_extents(|_, x, _| x.reduce(reduction, &[0], keep));
+            over_extents(|_, x, _| x.reduce(reduction, &[0, 1], keep));
+        }
+        for axes in [&[0_i64, 2][..], &[1], &[0, 1], &[1, 2], &[0, 1, 2], &[1, 3], &[0, 3]] {
+            let g = GraphBuilder::new("op");
+            let x = g.input("x", F32, dims!["batch", 5, 3, 6]);
+            g.output("y", x.reduce(reduction, axes, false));
+            let graph = g.finish().unwrap();
+            for batch in [0, 1, 3] {
+                agree(&graph, &[("batch", batch)], batch);
+            }
+        }
+    }
+}
+
+#[test]
+fn softmax() {
+    over_extents(|_, x, _| x.scale(5.0).softmax(-1));
+    over_extents(|_, x, _| x.softmax(0));
+    let g = GraphBuilder::new("op");
+    let x = g.input("x", F32, dims![3, "batch", 7]);
+    g.output("y", x.softmax(1));
+    let graph = g.finish().unwrap();
+    for batch in [0, 1, 6] {
+        agree(&graph, &[("batch", batch)], batch);
+    }
+}
+
+#[test]
+fn norms() {
+    over_extents(|g, x, n| {
+        let (w, b) = (g.param("w", F32, dims![n]), g.param("b", F32, dims![n]));
+        x.layer_norm(Some(w), Some(b), 1e-5)
+    });
+    over_extents(|_, x, _| x.layer_norm(None, None, 1e-5));
+    over_extents(|g, x, n| x.layer_norm(None, Some(g.param("b", F32, dims![n])), 1e-5));
+    over_extents(|g, x, n| x.rms_norm(Some(g.param("w", F32, dims![n])), 1e-6));
+    over_extents(|_, x, _| x.rms_norm(None, 1e-6));
+}
+
+#[test]
+fn movement() {
+    over_extents(|_, x, _| x.transpose(&[1, 0]));
+    over_extents(|_, x, n| x.reshape(dims![n, "batch"]).relu());
+    over_extents(|_, x, _| x.concat(&[x.relu(), x], -1));
+    over_extents(|_, x, _| x.concat(&[x, x.scale(2.0)], 0));
+    over_extents(|_, x, n| x.slice(1, n / 2, n - n / 2));
+    let g = GraphBuilder::new("op");
+    let x = g.input("x", F32, dims!["batch", 5, 3, 7]);
+    g.output("heads", x.transpose(&[0, 2, 1, 3]).scale(0.5));
+    g.output("part", x.slice(3, 2, 4).slice(1, 1, 3).transpose(&[3, 1, 0, 2]) * 2.0);
+    let graph = g.finish().unwrap();
+    for batch in [0, 1, 3] {
+        agree(&graph, &[("batch", batch)], batch);
+    }
+}
+
+#[test]
+fn movement_of_ids() {
+    for dtype in [I32, I64] {
+        let g = GraphBuilder::new("op");
+        let ids = g.input("ids", dtype, dims!["batch", 3]);
+        g.output("turned", ids.t());
+        g.output("twice", ids.concat(&[ids.slice(1, 1, 2)], 1));
+        g.output("same", ids);
+        let graph = g.finish().unwrap();
+        for batch in [0, 1, 5] {
+            agree(&graph, &[("batch", batch)], batch);
+        }
+    }
+}
+
+#[test]
+fn gather() {
+    for dtype in [I32, I64] {
+        for n in [1, 3, 16, 19] {
+            let g = GraphBuilder::new("op");
+            let ids = g.input("ids", dtype, dims!["batch", 5]);
+            let table = g.param("table", F32, dims![11, n]);
+            g.output("y", table.gather(ids));
+            g.output("scaled", table.gather(ids) * 2.0);
+            let graph = g.finish().unwrap();
+            for batch in [0, 1, 4] {
+                agree(&graph, &[("batch", batch)], batch);
+            }
+        }
+    }
+}
+
+#[test]
+fn dense_and_matmul() {
+    over_extents(|g, x, n| {
+        let w = g.param("w", F32, dims![19, n]);
+        let b = g.param("b", F32, dims![19]);
+        (x.dense(w, Some(b)).gelu() + x.dense(w, None)).relu()
+    });
+    over_extents(|g, x, n| x.matmul(g.param("w", F32, dims![n, 21])).tanh());
+    over_extents(|g, x, n| x.dense(g.param("w", F32, dims![n, 21]).t(), None));
+    let g = GraphBuilder::new("op");
+    let q = g.input("q", F32, dims!["batch", 3, "seq", 8]);
+    let k = g.input("k", F32, dims!["batch", 3, "seq", 8]);
+    let scores = q.matmul(k.transpose(&[0, 1, 3, 2])).scale(0.35).softmax(-1);
+    g.output("y", scores.matmul(k));
+    let graph = g.finish().unwrap();
+    for (batch, seq) in [(0, 3), (1, 1), (2, 5), (3, 17), (2, 0)] {
+        agree(&graph, &[("batch", batch), ("seq", seq)], seq);
+    }
+}
+
+#[test]
+fn adapters() {
+    for rank in [1, 3, 8] {
+        over_extents(|g, x, n| {
+            let (w, bias) = (g.param("w", F32, dims![n, n]), g.param("bias", F32, dims![n]));
+            let a = g.param("a", F32, dims![rank, n]).adapter();
+            let b = g.param("b", F32, dims![n, rank]).adapter();
+            let m = g.param("m", F32, dims![n]).adapter();
+            let gain = m / (w.lora_norm(a, b, 2.0) + 0.5);
+            let delta = Tensor::lora_delta(a, b, 0.5);
+            g.output("lora", x.lora(w, a, b, Some(bias), 2.0));
+            g.output("lora_apply", x.lora_apply(a, b, 0.25));
+            g.output("merged", x.dense(w + delta, Some(bias)).relu());
+            g.output(
+                "output_dora",
+                x.output_dora(w, (a, b), m, Some(bias), OutputDora { scale: 2.0, epsilon: 1e-8 }),
+            );
+            x.dora(w, a, b, gain, Some(bias), 2.0).gelu() + x
+        });
+    }
+}
+
+#[test]
+fn live_parameters_and_rank_known_at_load() {
+    let g = GraphBuilder::new("op");
+    let x = g.input("x", F32, dims!["batch", 20]);
+    let w = g.param("w", F32, dims![33, 20]);
+    let a = g.param("a", F32, dims!["rank", 20]).adapter();
+    let b = g.param("b", F32, dims![33, "rank"]).adapter();
+    let m = g.param("m", F32, dims![33]).live();
+    g.output("y", x.dora(w, a, b, m / w.lora_norm(a, b, 0.5), None, 0.5));
+    let graph = g.finish().unwrap();
+    for rank in [0, 1, 4, 9] {
+        agree(&graph, &[("batch", 5), ("rank", rank)], rank);
+    }
+}
+
+#[test]
+fn outputs_that_are_inputs_parameters_constants_or_shared() {
+    let g = GraphBuilder::new("op");
+    let x = g.input("x", F32, dims!["batch", 6]);
+    let w = g.param("w", F32, dims![6]);
+    let c = g.constant(&[1.0_f32, 2.0, 3.0][..]);
+    let y = x + w;
+    g.output("input", x);
+    g.output("param", w);
+    g.output("constant", c);
+    g.output("early", w.square());
+    g.output("y", y);
+    g.output("again", y);
+    g.output("reshaped", y.reshape(dims![6, "batch"]));
+    let graph = g.finish().unwrap();
+    for batch in [0, 1, 3] {
+        agree(&graph, &[("batch", batch)], batch);
+    }
+}
