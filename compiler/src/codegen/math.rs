@@ -6,7 +6,7 @@ use super::emit::{Emit, Width};
 use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
 use engraft_ir::ops::{Binary, Unary};
-use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
+use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LOG2_E};
 
 impl Emit<'_, '_> {
     /// A function of one value.
@@ -116,7 +116,7 @@ impl Emit<'_, '_> {
     /// `tanh(x)`: near 0 an odd polynomial, elsewhere `1 - 2 / (exp(2|x|) + 1)` with the sign of x.
     fn tanh(&mut self, width: Width, x: Value) -> Value {
         let square = self.mul(x, x);
-        let coefficients = [-5.704_988_7e-3, 2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1];
+        let coefficients = [-5.704_989e-3, 2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1];
         let series = self.polynomial(width, square, &coefficients);
         let cube = self.mul(square, x);
         let near = self.mul_add(series, cube, x);
@@ -158,7 +158,7 @@ impl Emit<'_, '_> {
             -2.685_381_2e-2,
             1.128_358_5e-1,
             -3.761_262_6e-1,
-            1.128_379_2,
+            FRAC_2_SQRT_PI,
         ];
         let series = self.polynomial(width, square, &coefficients);
         let erf = self.mul(series, scaled);
@@ -213,7 +213,7 @@ impl Emit<'_, '_> {
         let (cubic, one) = (self.number(width, 0.044_715), self.number(width, 1.0));
         let factor = self.mul_add(square, cubic, one);
         let inner = self.mul(factor, x);
-        let root = self.number(width, 0.797_884_56);
+        let root = self.number(width, 0.797_884_6);
         let inner = self.mul(inner, root);
         let tanh = self.tanh(width, inner);
         let half = self.number(width, 0.5);

@@ -127,7 +127,7 @@ impl<'a, M: Module> Codegen<'a, M> {
         builder.seal_block(entry);
         let arguments = builder.block_params(entry).to_vec();
         body(self, &mut builder, &arguments)?;
-        builder.finalize(self.module.target_config().clone());
+        builder.finalize(self.module.target_config());
         self.clif.push(Clif { name: name.to_owned(), text: context.func.display().to_string() });
         self.module.define_function(id, &mut context).map_err(failure(name))?;
         Ok(id)

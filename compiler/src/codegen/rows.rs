@@ -289,9 +289,12 @@ impl Emit<'_, '_> {
                 value = e.add(value, bias);
             }
             e.store(value, at[1]);
-            let step = |e: &mut Self, pointer| match span.along {
-                true => e.advance_by(pointer, width.bytes()),
-                false => e.advance(pointer, span.stride),
+            let step = |e: &mut Self, pointer| {
+                if span.along {
+                    e.advance_by(pointer, width.bytes())
+                } else {
+                    e.advance(pointer, span.stride)
+                }
             };
             let mut next = vec![step(e, at[0]), step(e, at[1])];
             next.extend(at[2..].iter().map(|&pointer| e.advance_by(pointer, parameter_bytes)));

@@ -116,7 +116,7 @@ impl<'a, M: Module> Codegen<'a, M> {
                 e.call_linear(callee, frame, linear, &reads, write, epilogue);
             }
             Kernel::RowNorm(norm) => {
-                e.call_row_norm(callee, frame, norm, [reads[0], reads[1], reads[2]], write)
+                e.call_row_norm(callee, frame, norm, [reads[0], reads[1], reads[2]], write);
             }
             Kernel::Loop(_) | Kernel::Row(_) => {
                 let arguments: Vec<_> = [dims, write].into_iter().chain(reads).collect();

@@ -97,8 +97,8 @@ impl Planner<'_> {
         self.draft.buffer(node.name(), node.ty().clone(), self.stage(id))
     }
 
-    fn scratch(&mut self, name: String, shape: Shape, stage: Stage) -> BufferId {
-        self.draft.buffer(&name, TensorType::new(DType::F32, shape), stage)
+    fn scratch(&mut self, name: &str, shape: Shape, stage: Stage) -> BufferId {
+        self.draft.buffer(name, TensorType::new(DType::F32, shape), stage)
     }
 
     fn step(&mut self, id: NodeId, kernel: Kernel, reads: Vec<BufferId>, write: BufferId) {
@@ -212,7 +212,7 @@ impl Planner<'_> {
         if let Some((_, _, panels)) = self.packs.iter().find(|(s, p, _)| *s == source && *p == pack) {
             return *panels;
         }
-        let panels = self.scratch(format!("{name}.panels"), Shape::new(vec![pack.floats()]), stage);
+        let panels = self.scratch(&format!("{name}.panels"), Shape::new(vec![pack.floats()]), stage);
         let step_name = format!("{name}.panels");
         self.draft.step(stage, step_name, Kernel::Pack(pack.clone()), vec![source], panels);
         self.packs.push((source, pack, panels));
@@ -302,7 +302,7 @@ impl Planner<'_> {
         let (rows, rank, k) = (self.rows(x), self.shape(a)[0].clone(), self.shape(a)[1].clone());
         let panels = self.packed_weight(a, 1.0);
         let name = format!("{}.hidden", self.name(id));
-        let hidden = self.scratch(name, Shape::new(vec![rows.clone(), rank.clone()]), self.stage(id));
+        let hidden = self.scratch(&name, Shape::new(vec![rows.clone(), rank.clone()]), self.stage(id));
         let reads = vec![self.value(x), panels];
         self.step(at, Kernel::Linear(plain_linear(Dim::fixed(1), rows, k, rank)), reads, hidden);
         hidden
@@ -325,7 +325,7 @@ impl Planner<'_> {
 
     fn output_dora(&mut self, id: NodeId, op: ops::OutputDora) -> BufferId {
         let combined =
-            self.scratch(format!("{}.combined", self.name(id)), self.shape(id).clone(), self.stage(id));
+            self.scratch(&format!("{}.combined", self.name(id)), self.shape(id).clone(), self.stage(id));
         self.linear(id, id, combined, None);
         let write = self.result(id);
         let row = Row {
@@ -434,7 +434,7 @@ impl Planner<'_> {
             let write = if axes.is_empty() {
                 self.result(id)
             } else {
-                self.scratch(format!("{}.partial", self.name(id)), Shape::new(dims.clone()), self.stage(id))
+                self.scratch(&format!("{}.partial", self.name(id)), Shape::new(dims.clone()), self.stage(id))
             };
             let op = RowOp::Reduce(op.reduction);
             let kernel = Row { op, outer, n, inner, weight: false, bias: false };

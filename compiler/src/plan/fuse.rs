@@ -28,10 +28,9 @@ impl Fusion {
         }
         if fuse {
             for id in graph.order() {
-                if is_pointwise(graph.node(id).op()) && !fusion.is_inlined(id) {
-                    if let Some(product) = fusion.find_product(graph, stages, id) {
-                        fusion.products.insert(id, product);
-                    }
+                let is_root = is_pointwise(graph.node(id).op()) && !fusion.is_inlined(id);
+                if is_root && let Some(product) = fusion.find_product(graph, stages, id) {
+                    fusion.products.insert(id, product);
                 }
             }
         }

@@ -1,5 +1,5 @@
 //! Running a graph both ways: by the reference interpreter, and compiled.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use engraft_compiler::plan::{PlanOptions, plan};
 use engraft_compiler::values::{to_tensor, to_value};

@@ -1,0 +1,45 @@
+//! The lowering is the same for every module: what makes a JIT module makes an object file, which asks for nothing but
+//! the runtime's entry points.
+
+mod common;
+
+use cranelift_codegen::settings::{self, Configurable};
+use cranelift_object::object::{Object, ObjectSymbol};
+use cranelift_object::{ObjectBuilder, ObjectModule, object};
+use engraft_compiler::plan::{PlanOptions, plan};
+use engraft_compiler::{SIZES_FUNCTION, STAGE_FUNCTIONS, emit};
+use engraft_ir::DType::F32;
+use engraft_ir::{GraphBuilder, dims};
+use std::collections::BTreeSet;
+
+#[test]
+fn an_object_file_exports_the_stages_and_imports_the_runtime_alone() {
+    let g = GraphBuilder::new("layer");
+    let x = g.input("x", F32, dims!["batch", 24]);
+    let w = g.param("w", F32, dims![40, 24]);
+    let (a, b) = (g.param("a", F32, dims![4, 24]).adapter(), g.param("b", F32, dims![40, 4]).adapter());
+    let gain = g.param("m", F32, dims![40]).adapter() / w.lora_norm(a, b, 2.0);
+    let c = g.constant(&[0.5_f32; 40][..]);
+    g.output("y", (x.dora(w, a, b, gain, None, 2.0) + c).gelu().softmax(-1));
+    let plan = plan(&g.finish().unwrap(), PlanOptions::default()).unwrap();
+
+    let mut flags = settings::builder();
+    flags.set("is_pic", "true").unwrap();
+    let isa = cranelift_native::builder().unwrap().finish(settings::Flags::new(flags)).unwrap();
+    let names = cranelift_module::default_libcall_names();
+    let mut module = ObjectModule::new(ObjectBuilder::new(isa, "layer", names).unwrap());
+    emit(&mut module, &plan).unwrap();
+    let bytes = module.finish().emit().unwrap();
+
+    let file = object::File::parse(&*bytes).unwrap();
+    let names = |undefined: bool| -> BTreeSet<String> {
+        let wanted = file.symbols().filter(|s| s.is_global() && s.is_undefined() == undefined);
+        wanted.map(|s| s.name().unwrap().to_owned()).collect()
+    };
+    let exported: BTreeSet<_> =
+        STAGE_FUNCTIONS.iter().chain([&SIZES_FUNCTION]).map(ToString::to_string).collect();
+    assert_eq!(names(false), exported);
+    let entry_points: BTreeSet<_> =
+        engraft_runtime::symbols().iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(names(true), entry_points);
+}
