@@ -1,1 +1,37 @@
-//! Where compiled adapter models run: kernels, memory, threads, loading and calling
+//! Where compiled adapter models run: kernels, memory, threads, loading and calling.
+//!
+//! A program comes from a compiler as machine code ([`Code`]) and a description of what it takes and gives
+//! ([`ProgramSpec`]). Its life is three stages, each computing what can be computed by then:
+//!
+//! 1. [`Program::load_base`] takes the base weights and makes a [`Base`],
+//! 2. [`Base::load_adapter`] takes an adapter's weights and makes a [`Model`], as often as there are adapters,
+//! 3. a [`Session`] of a model runs calls.
+//!
+//! The runtime knows no graphs and compiles nothing. What compiled code and runtime agree on is [`abi`].
+
+pub mod abi;
+mod bind;
+mod context;
+mod entry;
+mod kernels;
+mod load;
+mod memory;
+pub mod panels;
+mod program;
+mod session;
+mod stage;
+mod tensor;
+mod workers;
+
+pub use bind::{BindError, Bound, SYMBOL_LIMIT};
+pub use context::{Context, ContextError, KERNELS_VARIABLE, Options};
+pub use entry::{engraft_linear, engraft_pack, engraft_row_norm, symbols};
+pub use kernels::{KernelSet, Kernels, UnknownKernels};
+pub use load::{Base, LoadError, Model};
+pub use program::{
+    Binder, Code, ParamSpec, Program, ProgramError, ProgramSpec, StagedSpec, SymbolSpec, TensorSpec,
+};
+pub use session::{CallError, Session};
+pub use stage::StageError;
+pub use tensor::{DType, Tensor, TensorError, Weights};
+pub use workers::Workers;

@@ -1,0 +1,258 @@
+//! The binary interface between compiled code and this runtime: the structures compiled code reads and fills, and the
+//! types of the functions either side calls. It knows nothing about how a program is loaded, checked or scheduled.
+//!
+//! Everything here is `repr(C)` on a 64-bit target. A compiler takes the offsets of fields from
+//! [`core::mem::offset_of!`] rather than from numbers of its own, so that a change here is a change there:
+//!
+//! ```
+//! use core::mem::{offset_of, size_of};
+//! use engraft_runtime::abi::{Frame, Linear};
+//! assert_eq!(offset_of!(Frame, arena), 16);
+//! assert_eq!(offset_of!(Linear, epilogue), size_of::<Linear>() - 8);
+//! ```
+//!
+//! Strides and lengths count elements, never bytes. Pointers to inputs, parameters and outputs are aligned to their
+//! element; the arena, staged values and every panel in them are aligned to [`ALIGNMENT`].
+
+use crate::context::Context;
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("extents cross this interface as u64 and become usize: both must have 64 bits");
+
+/// The alignment in bytes of the arena, of every staged value, and of panels.
+pub const ALIGNMENT: usize = 64;
+
+/// When a part of a program runs: once for a base model, once for an adapter, or with every call.
+///
+/// Stages are ordered: what is known at one stage is known at all later ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u32)]
+pub enum Stage {
+    /// When the base weights are loaded.
+    Base = 0,
+    /// When an adapter is loaded.
+    Adapter = 1,
+    /// With every call.
+    Call = 2,
+}
+
+impl std::fmt::Display for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Stage::Base => "base",
+            Stage::Adapter => "adapter",
+            Stage::Call => "call",
+        })
+    }
+}
+
+/// One stage of a compiled program. Returns 0, or a non-zero status after filling [`Frame::fault`].
+pub type StageFn = unsafe extern "C" fn(frame: *const Frame) -> u32;
+
+/// Evaluates everything that depends on symbolic dims: reads `dims[symbol]` and writes the flat `sizes` vector
+/// (dims of tensors, bytes of buffers and arenas), saturating at `u64::MAX` where a value overflows.
+///
+/// Symbols of later stages are 0 while an earlier stage runs; the sizes that depend on them are then not read.
+pub type SizesFn = unsafe extern "C" fn(dims: *const u64, sizes: *mut u64);
+
+/// Compiled elementwise code applied to a finished tile of a product (its epilogue): rows `row0..row1` and columns
+/// `col0..col1` of the product's `[batch * rows, out]` output, in place or into another buffer.
+///
+/// Tiles of one product are disjoint and may run on several threads at once, so an epilogue must not write
+/// [`Frame::fault`] nor anything outside its tile.
+pub type TileFn = unsafe extern "C" fn(frame: *const Frame, row0: u64, row1: u64, col0: u64, col1: u64);
+
+/// What a stage function is given.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Frame {
+    /// One extent per symbol, in the order of the program's symbols.
+    pub dims: *const u64,
+    /// Inputs, params, staged values, outputs, in the program's order. Those of other stages may be null.
+    pub buffers: *const *mut u8,
+    /// This call's scratch, aligned to [`ALIGNMENT`].
+    pub arena: *mut u8,
+    /// Kernels and workers; compiled code only hands it on.
+    pub context: *const Context,
+    /// Where a stage says what went wrong, before it returns a non-zero status.
+    pub fault: *mut Fault,
+}
+
+/// An id out of range: step `step` found `found` where ids are `0..limit`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Fault {
+    /// Index into the program's list of steps.
+    pub step: u64,
+    /// The id.
+    pub found: i64,
+    /// How many ids there are.
+    pub limit: u64,
+}
+
+/// Packs `scale * w` into panels, one matrix per batch item (see [`panels`](crate::panels)).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Pack {
+    /// How many matrices.
+    pub batch: u64,
+    /// Outputs j of one matrix.
+    pub out: u64,
+    /// Inputs p of one matrix.
+    pub k: u64,
+    /// Element `(j, p)` of item `i` is at `w[i * w_batch_stride + j * out_stride + p * k_stride]`, so both `[out, in]`
+    /// and `[in, out]` are packed from where they lie.
+    pub w: *const f32,
+    /// Elements from one matrix to the next.
+    pub w_batch_stride: u64,
+    /// Elements from one output to the next.
+    pub out_stride: u64,
+    /// Elements from one input to the next.
+    pub k_stride: u64,
+    /// Multiplied in while packing (`LoRA`'s s into B).
+    pub scale: f32,
+    /// `[batch, packed_len(out, k)]`.
+    pub panels: *mut f32,
+}
+
+/// The product `y = gain * (x W^T + h B^T) + bias`, then the epilogue.
+///
+/// No buffer that is read may overlap `y`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Linear {
+    /// How many products.
+    pub batch: u64,
+    /// Rows of x and y in one product.
+    pub rows: u64,
+    /// Columns of y.
+    pub out: u64,
+    /// Columns of x.
+    pub k: u64,
+    /// Columns of h; 0 when there is no low-rank part.
+    pub rank: u64,
+    /// `[rows, k]` per batch item, rows contiguous.
+    pub x: *const f32,
+    /// Elements from one item's x to the next; 0 when shared over the batch.
+    pub x_batch_stride: u64,
+    /// Panels of W `[out, k]`.
+    pub w: *const f32,
+    /// Elements from one item's panels to the next; 0 when shared over the batch.
+    pub w_batch_stride: u64,
+    /// `[batch * rows, rank]`, or null when the rank is 0.
+    pub h: *const f32,
+    /// Panels of B `[out, rank]`, or null when the rank is 0.
+    pub b: *const f32,
+    /// `[out]`, or null for 1.
+    pub gain: *const f32,
+    /// `[out]`, or null for 0.
+    pub bias: *const f32,
+    /// `[batch, rows, out]`, contiguous.
+    pub y: *mut f32,
+    /// Applied to each finished tile while it is in cache.
+    pub epilogue: Option<TileFn>,
+}
+
+/// The row norms `n_j = || W_j + scale * sum_k B_jk A_k ||_2`, without materialising BA.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct RowNorm {
+    /// Outputs j.
+    pub out: u64,
+    /// Inputs p.
+    pub k: u64,
+    /// Rows of A and columns of B; 0 when there is no low-rank part.
+    pub rank: u64,
+    /// Element `(j, p)` of W is at `w[j * out_stride + p * k_stride]`.
+    pub w: *const f32,
+    /// Elements from one output to the next.
+    pub out_stride: u64,
+    /// Elements from one input to the next.
+    pub k_stride: u64,
+    /// `[rank, k]`, contiguous; not read when the rank is 0.
+    pub a: *const f32,
+    /// `[out, rank]`, contiguous; not read when the rank is 0.
+    pub b: *const f32,
+    /// Multiplies BA.
+    pub scale: f32,
+    /// `[out]`.
+    pub n: *mut f32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Fault, Frame, Linear, Pack, RowNorm};
+    use core::mem::{offset_of, size_of};
+
+    /// Code compiled ahead of time carries these numbers: changing one breaks every object file.
+    #[test]
+    fn the_layout_is_the_documented_one() {
+        assert_eq!(
+            [
+                offset_of!(Frame, dims),
+                offset_of!(Frame, buffers),
+                offset_of!(Frame, arena),
+                offset_of!(Frame, context),
+                offset_of!(Frame, fault),
+                size_of::<Frame>(),
+            ],
+            [0, 8, 16, 24, 32, 40]
+        );
+        assert_eq!(
+            [offset_of!(Fault, step), offset_of!(Fault, found), offset_of!(Fault, limit), size_of::<Fault>()],
+            [0, 8, 16, 24]
+        );
+        assert_eq!(
+            [
+                offset_of!(Pack, batch),
+                offset_of!(Pack, out),
+                offset_of!(Pack, k),
+                offset_of!(Pack, w),
+                offset_of!(Pack, w_batch_stride),
+                offset_of!(Pack, out_stride),
+                offset_of!(Pack, k_stride),
+                offset_of!(Pack, scale),
+                offset_of!(Pack, panels),
+                size_of::<Pack>(),
+            ],
+            [0, 8, 16, 24, 32, 40, 48, 56, 64, 72]
+        );
+        assert_eq!(
+            [
+                offset_of!(Linear, batch),
+                offset_of!(Linear, rows),
+                offset_of!(Linear, out),
+                offset_of!(Linear, k),
+                offset_of!(Linear, rank),
+                offset_of!(Linear, x),
+                offset_of!(Linear, x_batch_stride),
+                offset_of!(Linear, w),
+                offset_of!(Linear, w_batch_stride),
+                offset_of!(Linear, h),
+                offset_of!(Linear, b),
+                offset_of!(Linear, gain),
+                offset_of!(Linear, bias),
+                offset_of!(Linear, y),
+                offset_of!(Linear, epilogue),
+                size_of::<Linear>(),
+            ],
+            [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120]
+        );
+        assert_eq!(
+            [
+                offset_of!(RowNorm, out),
+                offset_of!(RowNorm, k),
+                offset_of!(RowNorm, rank),
+                offset_of!(RowNorm, w),
+                offset_of!(RowNorm, out_stride),
+                offset_of!(RowNorm, k_stride),
+                offset_of!(RowNorm, a),
+                offset_of!(RowNorm, b),
+                offset_of!(RowNorm, scale),
+                offset_of!(RowNorm, n),
+                size_of::<RowNorm>(),
+            ],
+            [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80]
+        );
+    }
+}

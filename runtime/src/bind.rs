@@ -1,0 +1,226 @@
+//! Fitting tensors to a program: checks what arrives at a stage against its description and reads the symbolic dims from
+//! it, before any compiled code runs on it. Knows nothing about where the tensors come from.
+
+use std::fmt;
+
+use crate::abi::Stage;
+use crate::program::{Program, ProgramSpec, TensorSpec};
+use crate::tensor::{DType, Tensor};
+
+/// The largest extent a symbolic dim may have.
+pub const SYMBOL_LIMIT: u64 = 1 << 31;
+
+/// A symbolic dim that has got its extent, and from where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// The symbol.
+    pub symbol: String,
+    /// Its extent.
+    pub extent: u64,
+    /// The tensor it was read from.
+    pub tensor: String,
+    /// The axis of that tensor.
+    pub axis: usize,
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = {} (axis {} of `{}`)", self.symbol, self.extent, self.axis, self.tensor)
+    }
+}
+
+/// A tensor that doesn't fit the program, or fits it but not the machine.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BindError {
+    /// Elements of another type.
+    #[error("`{name}` must be {expected}, found elements of {found}")]
+    DType {
+        /// The tensor.
+        name: String,
+        /// Type and shape as the program describes them.
+        expected: String,
+        /// The type found.
+        found: DType,
+    },
+    /// Another number of dims.
+    #[error("`{name}` must be {expected}, found shape {found:?}")]
+    Rank {
+        /// The tensor.
+        name: String,
+        /// Type and shape as the program describes them.
+        expected: String,
+        /// The shape found.
+        found: Vec<usize>,
+    },
+    /// Another shape, be it because of a fixed dim or because a symbol has another extent elsewhere.
+    #[error("`{name}` must be {expected}{}, found shape {found:?}", here(.concrete, .symbols))]
+    Shape {
+        /// The tensor.
+        name: String,
+        /// Type and shape as the program describes them.
+        expected: String,
+        /// What that shape is with the symbols' extents.
+        concrete: Vec<u64>,
+        /// The shape found.
+        found: Vec<usize>,
+        /// The symbols in the expected shape and where their extents come from.
+        symbols: Vec<Bound>,
+    },
+    /// An extent beyond [`SYMBOL_LIMIT`].
+    #[error("{symbol} may be {SYMBOL_LIMIT} at most")]
+    SymbolTooLarge {
+        /// The symbol and the extent found.
+        symbol: Bound,
+    },
+    /// Something that no memory could hold.
+    #[error("{what} would be larger than any memory{}", with(.symbols))]
+    TooLarge {
+        /// The value or arena.
+        what: String,
+        /// All symbols known.
+        symbols: Vec<Bound>,
+    },
+    /// Something that this machine's memory doesn't hold.
+    #[error("there is no memory for {what} of {bytes} bytes")]
+    OutOfMemory {
+        /// The value or arena.
+        what: String,
+        /// Its size.
+        bytes: u64,
+    },
+}
+
+fn with(symbols: &[Bound]) -> String {
+    if symbols.is_empty() {
+        return String::new();
+    }
+    let symbols: Vec<String> = symbols.iter().map(Bound::to_string).collect();
+    format!(" with {}", symbols.join(", "))
+}
+
+fn here(concrete: &[u64], symbols: &[Bound]) -> String {
+    if symbols.is_empty() {
+        return String::new();
+    }
+    format!(", here {concrete:?}{}", with(symbols))
+}
+
+/// The extents of a program's symbols, as far as they are known, and the sizes that follow from them.
+#[derive(Clone, Debug)]
+pub(crate) struct Bindings {
+    pub(crate) dims: Vec<u64>,
+    pub(crate) sizes: Vec<u64>,
+    /// The latest stage whose symbols are known.
+    stage: Stage,
+}
+
+impl Bindings {
+    /// Nothing known yet.
+    pub(crate) fn new(spec: &ProgramSpec) -> Bindings {
+        Bindings { dims: vec![0; spec.symbols.len()], sizes: vec![0; spec.sizes_len], stage: Stage::Base }
+    }
+
+    /// Checks `tensors`, which are those that [arrive](ProgramSpec::arriving) at `stage` in their order, and learns the
+    /// symbols of that stage from them. Allocates nothing unless it fails.
+    pub(crate) fn bind(
+        &mut self,
+        program: &Program,
+        stage: Stage,
+        tensors: &[&Tensor],
+    ) -> Result<(), BindError> {
+        let spec = program.spec();
+        self.stage = stage;
+        for ((_, expected), tensor) in spec.arriving(stage).zip(tensors) {
+            check_kind(expected, tensor)?;
+        }
+        for (index, symbol) in spec.symbols.iter().enumerate().filter(|(_, symbol)| symbol.stage == stage) {
+            let position = spec.arriving(stage).position(|(binder, _)| binder == symbol.bound_by);
+            let tensor = position.and_then(|position| tensors.get(position));
+            // `ProgramSpec::check` has found the tensor and its axis.
+            self.dims[index] =
+                tensor.and_then(|tensor| tensor.shape().get(symbol.axis)).map_or(0, |&dim| dim as u64);
+            if self.dims[index] > SYMBOL_LIMIT {
+                return Err(BindError::SymbolTooLarge { symbol: self.bound(spec, index) });
+            }
+        }
+        // SAFETY: `Code::new` says that the function reads one dim per symbol and writes `sizes_len` sizes.
+        unsafe { (program.code().sizes)(self.dims.as_ptr(), self.sizes.as_mut_ptr()) };
+        for ((_, expected), tensor) in spec.arriving(stage).zip(tensors) {
+            self.check_shape(spec, expected, tensor)?;
+        }
+        if self.sizes.contains(&u64::MAX) {
+            return Err(self.too_large(spec, "a value of the program".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The dims of a tensor.
+    pub(crate) fn shape(&self, tensor: &TensorSpec) -> &[u64] {
+        &self.sizes[tensor.shape_at..tensor.shape_at + tensor.rank]
+    }
+
+    /// The size in bytes at `sizes[at]`, if memory could have it.
+    pub(crate) fn bytes(
+        &self,
+        spec: &ProgramSpec,
+        at: usize,
+        what: impl Fn() -> String,
+    ) -> Result<usize, BindError> {
+        match isize::try_from(self.sizes[at]) {
+            Ok(bytes) => Ok(bytes as usize),
+            Err(_) => Err(self.too_large(spec, what())),
+        }
+    }
+
+    pub(crate) fn too_large(&self, spec: &ProgramSpec, what: String) -> BindError {
+        let known = (0..spec.symbols.len()).filter(|&index| spec.symbols[index].stage <= self.stage);
+        BindError::TooLarge { what, symbols: known.map(|index| self.bound(spec, index)).collect() }
+    }
+
+    fn check_shape(
+        &self,
+        spec: &ProgramSpec,
+        expected: &TensorSpec,
+        tensor: &Tensor,
+    ) -> Result<(), BindError> {
+        let concrete = self.shape(expected);
+        if concrete.iter().copied().eq(tensor.shape().iter().map(|&dim| dim as u64)) {
+            return Ok(());
+        }
+        let symbols =
+            (0..spec.symbols.len()).filter(|&index| mentions(&expected.display, &spec.symbols[index].name));
+        Err(BindError::Shape {
+            name: expected.name.clone(),
+            expected: expected.display.clone(),
+            concrete: concrete.to_vec(),
+            found: tensor.shape().to_vec(),
+            symbols: symbols.map(|index| self.bound(spec, index)).collect(),
+        })
+    }
+
+    fn bound(&self, spec: &ProgramSpec, index: usize) -> Bound {
+        let symbol = &spec.symbols[index];
+        Bound {
+            symbol: symbol.name.clone(),
+            extent: self.dims[index],
+            tensor: spec.binder(symbol.bound_by).map_or_else(String::new, |(tensor, _)| tensor.name.clone()),
+            axis: symbol.axis,
+        }
+    }
+}
+
+fn check_kind(expected: &TensorSpec, tensor: &Tensor) -> Result<(), BindError> {
+    let (name, display) = (|| expected.name.clone(), || expected.display.clone());
+    if tensor.dtype() != expected.dtype {
+        return Err(BindError::DType { name: name(), expected: display(), found: tensor.dtype() });
+    }
+    if tensor.shape().len() != expected.rank {
+        return Err(BindError::Rank { name: name(), expected: display(), found: tensor.shape().to_vec() });
+    }
+    Ok(())
+}
+
+/// Whether a shape as people read it has this symbol in it.
+fn mentions(display: &str, symbol: &str) -> bool {
+    display.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == symbol)
+}

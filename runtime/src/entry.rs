@@ -1,0 +1,190 @@
+//! The functions that compiled code calls by name. They unfold batches into blocks, spread the blocks over the workers
+//! and hand each to a kernel; the arithmetic is the kernels'.
+
+use crate::abi::{Frame, Linear, Pack, RowNorm};
+use crate::context::Context;
+use crate::kernels::{Block, NORM_ROWS, NormBlock};
+use crate::panels::{self, LANE, PANEL, Panel};
+use crate::workers::Shared;
+
+/// Rows of a block: a multiple of a tile's rows, few enough that its outputs (24 KiB a panel) are still in cache when
+/// the epilogue reads them.
+const BLOCK_ROWS: usize = 96;
+
+/// The names and addresses of the functions compiled code may call.
+///
+/// ```
+/// let names = engraft_runtime::symbols().map(|(name, _)| name);
+/// assert_eq!(names, ["engraft_pack", "engraft_linear", "engraft_row_norm"]);
+/// ```
+pub fn symbols() -> [(&'static str, *const u8); 3] {
+    [
+        ("engraft_pack", engraft_pack as *const u8),
+        ("engraft_linear", engraft_linear as *const u8),
+        ("engraft_row_norm", engraft_row_norm as *const u8),
+    ]
+}
+
+/// Packs matrices into panels.
+///
+/// # Safety
+/// `frame` is the frame of the running stage; the pointers of `pack` are valid for the extents it gives, and nobody else
+/// reads or writes its panels meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_pack(frame: *const Frame, pack: *const Pack) {
+    // SAFETY: both are the caller's promise.
+    unsafe { panels::pack(&context(frame).workers, &*pack) }
+}
+
+/// Computes a product and its epilogue.
+///
+/// # Safety
+/// `frame` is the frame of the running stage; the pointers of `linear` are valid for the extents it gives, its panels
+/// are packed for its `out`, `k` and `rank`, and nobody else touches `y` meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_linear(frame: *const Frame, linear: *const Linear) {
+    // SAFETY: both are the caller's promise.
+    let (context, linear) = unsafe { (context(frame), &*linear) };
+    let product = Product::new(linear);
+    let shared = Shared((frame, product));
+    context.workers.run(product.tasks(), product.operations(), &|task| {
+        let (frame, product) = *shared.get();
+        let (row, panel) = product.place(task);
+        // SAFETY: `place` yields each block of the output once; the kernels are ones this CPU can run; an epilogue is
+        // called for finished rows and columns of the product.
+        unsafe {
+            let block = product.block(row, panel);
+            (context.kernels.product)(&block);
+            if let Some(epilogue) = product.linear.epilogue {
+                let (row, column) = (row.item * product.rows + row.first, panel.first);
+                epilogue(
+                    frame,
+                    row as u64,
+                    (row + block.rows) as u64,
+                    column as u64,
+                    (column + panel.columns) as u64,
+                );
+            }
+        }
+    });
+}
+
+/// Computes the row norms of an adapted weight.
+///
+/// # Safety
+/// `frame` is the frame of the running stage; the pointers of `norm` are valid for the extents it gives, and nobody else
+/// touches `n` meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_row_norm(frame: *const Frame, norm: *const RowNorm) {
+    // SAFETY: both are the caller's promise.
+    let (context, norm) = unsafe { (context(frame), *norm) };
+    let (out, k, rank) = (norm.out as usize, norm.k as usize, norm.rank as usize);
+    let shared = Shared(norm);
+    let operations = out.saturating_mul(k).saturating_mul(1 + rank);
+    context.workers.run(out.div_ceil(NORM_ROWS), operations, &|task| {
+        let norm = shared.get();
+        let first = task * NORM_ROWS;
+        // SAFETY: the rows from `first` are rows of the caller's matrices, and each task has its own.
+        unsafe {
+            (context.kernels.row_norm)(&NormBlock {
+                rows: (out - first).min(NORM_ROWS),
+                k,
+                rank,
+                w: norm.w.add(first * norm.out_stride as usize),
+                out_stride: norm.out_stride as usize,
+                k_stride: norm.k_stride as usize,
+                a: norm.a,
+                b: norm.b.wrapping_add(first * rank),
+                scale: norm.scale,
+                n: norm.n.add(first),
+            });
+        }
+    });
+}
+
+/// # Safety
+/// `frame` points to the frame of the running stage.
+unsafe fn context<'a>(frame: *const Frame) -> &'a Context {
+    // SAFETY: a frame's context outlives the stage it was made for.
+    unsafe { &*(*frame).context }
+}
+
+/// A [`Linear`] with its extents at hand, and folded into one item where the batch is only more rows.
+#[derive(Clone, Copy)]
+struct Product<'a> {
+    linear: &'a Linear,
+    batch: usize,
+    rows: usize,
+    out: usize,
+    k: usize,
+    rank: usize,
+}
+
+/// Where a block's rows begin: in which batch item, and at which of its rows.
+#[derive(Clone, Copy)]
+struct FirstRow {
+    item: usize,
+    first: usize,
+}
+
+impl<'a> Product<'a> {
+    fn new(linear: &'a Linear) -> Product<'a> {
+        let one_matrix = linear.w_batch_stride == 0 && linear.x_batch_stride == linear.rows * linear.k;
+        let (batch, rows) =
+            if one_matrix { (1, linear.batch * linear.rows) } else { (linear.batch, linear.rows) };
+        Product {
+            linear,
+            batch: batch as usize,
+            rows: rows as usize,
+            out: linear.out as usize,
+            k: linear.k as usize,
+            rank: linear.rank as usize,
+        }
+    }
+
+    fn tasks(&self) -> usize {
+        self.batch * self.rows.div_ceil(BLOCK_ROWS) * self.out.div_ceil(PANEL)
+    }
+
+    fn operations(&self) -> usize {
+        [self.batch, self.rows, self.out, self.k + self.rank].into_iter().fold(1, usize::saturating_mul)
+    }
+
+    /// The block of a task. Rows vary fastest, so that a panel is used up while it is in cache.
+    fn place(&self, task: usize) -> (FirstRow, Panel) {
+        let (row_blocks, panels) = (self.rows.div_ceil(BLOCK_ROWS), self.out.div_ceil(PANEL));
+        let (rest, row_block) = (task / row_blocks, task % row_blocks);
+        let (item, panel) = (rest / panels, rest % panels);
+        (FirstRow { item, first: row_block * BLOCK_ROWS }, Panel::of(self.out, panel))
+    }
+
+    /// # Safety
+    /// `row` and `panel` come from [`Product::place`] and the pointers of the product are valid.
+    unsafe fn block(&self, row: FirstRow, panel: Panel) -> Block {
+        let linear = self.linear;
+        let panels = row.item * linear.w_batch_stride as usize;
+        let all_rows = row.item * self.rows + row.first;
+        debug_assert!(self.rank == 0 || !(linear.h.is_null() || linear.b.is_null()));
+        debug_assert_eq!(panel.width % LANE, 0);
+        // The low-rank part, gain and bias may be null: wrapping arithmetic, and null stays null.
+        let column = |of: *const f32| if of.is_null() { of } else { of.wrapping_add(panel.first) };
+        // SAFETY: the block lies inside the product.
+        unsafe {
+            Block {
+                rows: (self.rows - row.first).min(BLOCK_ROWS),
+                k: self.k,
+                rank: self.rank,
+                width: panel.width,
+                columns: panel.columns,
+                x: linear.x.add(row.item * linear.x_batch_stride as usize + row.first * self.k),
+                w: linear.w.add(panels + panel.first * self.k),
+                h: linear.h.wrapping_add(all_rows * self.rank),
+                b: linear.b.wrapping_add(panel.first * self.rank),
+                gain: column(linear.gain),
+                bias: column(linear.bias),
+                y: linear.y.add(all_rows * self.out + panel.first),
+                y_stride: self.out,
+            }
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The kernels: one table of functions for each instruction set, chosen at run time. What they compute and in which
+//! order is written once, in `tile` (products) and `norm` (row norms), over [`Lanes`]; an instruction set is an
+//! implementation of that trait. Kernels know nothing about batches, threads or frames.
+//!
+//! Every element of a product is summed in the order of its k, one term at a time, whichever kernel, tile or thread
+//! computes it. So a row's result depends on nothing but that row, and the kernels that fuse multiply and add agree to
+//! the last bit.
+
+#![allow(
+    clippy::inline_always,
+    reason = "instructions are only used where everything is inlined into a function that has them"
+)]
+
+mod norm;
+mod portable;
+mod tile;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+use std::str::FromStr;
+
+pub(crate) use norm::{NORM_ROWS, NormBlock};
+pub(crate) use tile::Block;
+
+/// Sixteen floats side by side, in whatever registers an instruction set has for them.
+///
+/// All methods are `unsafe` for one reason beside their pointers: the CPU must have the instruction set.
+pub(crate) trait Lanes: Copy {
+    /// How many lanes wide a tile of so many rows is at most, so that its accumulators stay in registers.
+    fn tile_lanes(rows: usize) -> usize;
+    unsafe fn splat(value: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    /// Loads the first `count <= LANE` floats and zeros; reads nothing beyond them.
+    unsafe fn load_first(from: *const f32, count: usize) -> Self;
+    /// Stores the first `count <= LANE` floats; writes nothing beyond them.
+    unsafe fn store_first(self, to: *mut f32, count: usize);
+    /// `self * by + to`
+    unsafe fn mul_add(self, by: Self, to: Self) -> Self;
+    unsafe fn mul(self, by: Self) -> Self;
+    unsafe fn add(self, to: Self) -> Self;
+    /// Hints that the cache line at `from` is read soon; any address will do.
+    unsafe fn prefetch(from: *const f32);
+}
+
+/// The kernels of one instruction set.
+#[derive(Debug)]
+pub struct Kernels {
+    set: KernelSet,
+    pub(crate) product: unsafe fn(&Block),
+    pub(crate) row_norm: unsafe fn(&NormBlock),
+}
+
+impl Kernels {
+    /// Which set they are.
+    pub fn set(&self) -> KernelSet {
+        self.set
+    }
+}
+
+/// The sets of kernels there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KernelSet {
+    /// Plain Rust, for any CPU.
+    Portable,
+    /// x86-64 with AVX2 and FMA.
+    Avx2,
+    /// x86-64 with AVX-512F.
+    Avx512,
+}
+
+impl KernelSet {
+    /// Every set, the fastest first.
+    pub const ALL: [KernelSet; 3] = [KernelSet::Avx512, KernelSet::Avx2, KernelSet::Portable];
+
+    /// The name by which `ENGRAFT_KERNELS` asks for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            KernelSet::Portable => "portable",
+            KernelSet::Avx2 => "avx2",
+            KernelSet::Avx512 => "avx512",
+        }
+    }
+
+    /// Its kernels, if this CPU can run them.
+    pub fn kernels(self) -> Option<&'static Kernels> {
+        match self {
+            KernelSet::Portable => Some(&portable::KERNELS),
+            #[cfg(target_arch = "x86_64")]
+            KernelSet::Avx2 => (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"))
+                .then_some(&avx2::KERNELS),
+            #[cfg(target_arch = "x86_64")]
+            KernelSet::Avx512 => is_x86_feature_detected!("avx512f").then_some(&avx512::KERNELS),
+            #[cfg(not(target_arch = "x86_64"))]
+            KernelSet::Avx2 | KernelSet::Avx512 => None,
+        }
+    }
+
+    /// The fastest set this CPU can run.
+    pub fn best() -> &'static Kernels {
+        KernelSet::ALL.into_iter().find_map(KernelSet::kernels).unwrap_or(&portable::KERNELS)
+    }
+}
+
+impl std::fmt::Display for KernelSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A name that is no set of kernels.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there are no kernels called {name:?}: expected portable, avx2 or avx512")]
+pub struct UnknownKernels {
+    /// What was asked for.
+    pub name: String,
+}
+
+impl FromStr for KernelSet {
+    type Err = UnknownKernels;
+
+    fn from_str(name: &str) -> Result<KernelSet, UnknownKernels> {
+        let known = KernelSet::ALL.into_iter().find(|set| set.name() == name);
+        known.ok_or_else(|| UnknownKernels { name: name.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::KernelSet;
+
+    #[test]
+    fn every_set_is_called_by_its_name_and_no_other() {
+        for set in KernelSet::ALL {
+            assert_eq!(set.name().parse(), Ok(set));
+        }
+        let message = "sse9".parse::<KernelSet>().unwrap_err().to_string();
+        assert_eq!(message, "there are no kernels called \"sse9\": expected portable, avx2 or avx512");
+    }
+
+    #[test]
+    fn portable_kernels_are_always_there() {
+        assert_eq!(KernelSet::Portable.kernels().unwrap().set(), KernelSet::Portable);
+    }
+}

@@ -1,0 +1,96 @@
+//! Kernels in plain Rust, which the compiler turns into whatever vectors the target has.
+
+use super::{Block, KernelSet, Kernels, Lanes, NormBlock, norm, tile};
+use crate::panels::LANE;
+
+pub(super) static KERNELS: Kernels = Kernels { set: KernelSet::Portable, product, row_norm };
+
+unsafe fn product(block: &Block) {
+    // SAFETY: the block is the caller's promise; plain Rust runs on any CPU.
+    unsafe { tile::product::<Floats>(block) }
+}
+
+unsafe fn row_norm(block: &NormBlock) {
+    // SAFETY: the block is the caller's promise; plain Rust runs on any CPU.
+    unsafe { norm::row_norm::<Floats>(block) }
+}
+
+#[derive(Clone, Copy)]
+struct Floats([f32; LANE]);
+
+impl Floats {
+    #[inline(always)]
+    fn zip(self, other: Floats, operation: impl Fn(f32, f32) -> f32) -> Floats {
+        let mut result = self;
+        for (value, other) in result.0.iter_mut().zip(other.0) {
+            *value = operation(*value, other);
+        }
+        result
+    }
+}
+
+impl Lanes for Floats {
+    #[inline(always)]
+    fn tile_lanes(rows: usize) -> usize {
+        // For sixteen registers of four floats, as SSE2 and NEON have at least.
+        if rows == 1 { 2 } else { 1 }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Floats {
+        Floats([value; LANE])
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Floats {
+        // SAFETY: the caller's sixteen floats; an array of floats is aligned like one.
+        Floats(unsafe { from.cast::<[f32; LANE]>().read() })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: as for `load`.
+        unsafe { to.cast::<[f32; LANE]>().write(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Floats {
+        let mut lane = Floats([0.0; LANE]);
+        // SAFETY: the caller's `count <= LANE` floats.
+        unsafe { lane.0.as_mut_ptr().copy_from_nonoverlapping(from, count) };
+        lane
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize) {
+        // SAFETY: the caller's `count <= LANE` floats.
+        unsafe { to.copy_from_nonoverlapping(self.0.as_ptr(), count) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, by: Floats, to: Floats) -> Floats {
+        // Where the target has no fused multiply-add, `f32::mul_add` is a slow call into a library.
+        if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
+            let mut result = to;
+            for ((value, by), to) in result.0.iter_mut().zip(by.0).zip(self.0) {
+                *value = to.mul_add(by, *value);
+            }
+            result
+        } else {
+            self.zip(by, |a, b| a * b).zip(to, |product, to| product + to)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, by: Floats) -> Floats {
+        self.zip(by, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, to: Floats) -> Floats {
+        self.zip(to, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(_: *const f32) {}
+}

@@ -1,0 +1,206 @@
+//! Loading: base weights make a [`Base`] of a program, an adapter's weights make a [`Model`] of a base. Each computes
+//! what can be computed by then and keeps it. Knows nothing about calls.
+
+use std::sync::Arc;
+
+use crate::abi::Stage;
+use crate::bind::{BindError, Bindings};
+use crate::context::Context;
+use crate::memory::Buffer;
+use crate::program::{Program, ProgramSpec, StagedSpec, TensorSpec};
+use crate::session::{CallError, Session};
+use crate::stage::{self, StageError, Table};
+use crate::tensor::{Tensor, Weights};
+
+/// Why weights can't be loaded into a program.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// The weights lack a tensor.
+    #[error("the {stage} weights lack `{name}`, which must be {expected}")]
+    MissingParam {
+        /// The parameter.
+        name: String,
+        /// Type and shape as the program describes them.
+        expected: String,
+        /// The stage that needs it.
+        stage: Stage,
+    },
+    /// A tensor doesn't fit the program.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The stage failed.
+    #[error(transparent)]
+    Stage(#[from] StageError),
+}
+
+/// A program with its base weights. Cheap to clone; models of any number of adapters share it.
+#[derive(Clone, Debug)]
+pub struct Base {
+    inner: Arc<BaseInner>,
+}
+
+#[derive(Debug)]
+struct BaseInner {
+    program: Program,
+    context: Arc<Context>,
+    loaded: Loaded,
+}
+
+/// A base with an adapter (or without, where the program has none). Cheap to clone, shared by sessions.
+#[derive(Clone, Debug)]
+pub struct Model {
+    inner: Arc<ModelInner>,
+}
+
+#[derive(Debug)]
+struct ModelInner {
+    base: Base,
+    loaded: Loaded,
+}
+
+/// What a load stage leaves behind.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    stage: Stage,
+    /// The stage's parameters in the program's order, kept because later stages may read them.
+    tensors: Vec<Arc<Tensor>>,
+    /// The stage's staged values in the program's order.
+    staged: Vec<Buffer>,
+    pub(crate) bindings: Bindings,
+}
+
+impl Program {
+    /// Loads the base weights and runs the base stage on them. Tensors that the program doesn't know are ignored, and
+    /// values that aren't finite are taken as they are.
+    ///
+    /// # Errors
+    /// When a tensor is missing or doesn't fit, when memory doesn't suffice, or when the stage finds an id out of range.
+    pub fn load_base(&self, weights: &Weights, context: impl Into<Arc<Context>>) -> Result<Base, LoadError> {
+        let context = context.into();
+        let loaded = load(self, Stage::Base, weights, &context, None)?;
+        Ok(Base { inner: Arc::new(BaseInner { program: self.clone(), context, loaded }) })
+    }
+}
+
+impl Base {
+    /// Loads an adapter's weights and runs the adapter stage on them; nothing is compiled and the base stays as it is.
+    /// A program without adapter parameters takes empty weights.
+    ///
+    /// # Errors
+    /// As for [`Program::load_base`].
+    pub fn load_adapter(&self, weights: &Weights) -> Result<Model, LoadError> {
+        let BaseInner { program, context, loaded } = &*self.inner;
+        let loaded = load(program, Stage::Adapter, weights, context, Some(loaded))?;
+        Ok(Model { inner: Arc::new(ModelInner { base: self.clone(), loaded }) })
+    }
+
+    /// The program this is a base of.
+    pub fn program(&self) -> &Program {
+        &self.inner.program
+    }
+
+    /// What it runs on.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.inner.context
+    }
+}
+
+impl Model {
+    /// The base this is a model of.
+    pub fn base(&self) -> &Base {
+        &self.inner.base
+    }
+
+    /// The program this is a model of.
+    pub fn program(&self) -> &Program {
+        self.base().program()
+    }
+
+    /// A session: what one thread needs to run calls.
+    pub fn session(&self) -> Session {
+        Session::new(self.clone())
+    }
+
+    /// Runs one call in a session of its own, see [`Session::run`].
+    ///
+    /// # Errors
+    /// As for [`Session::run`].
+    pub fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, CallError> {
+        self.session().run(inputs)
+    }
+
+    /// The symbols known once the adapter is loaded.
+    pub(crate) fn bindings(&self) -> &Bindings {
+        &self.inner.loaded.bindings
+    }
+
+    /// A table of everything that is loaded.
+    pub(crate) fn table(&self) -> Table {
+        let spec = self.program().spec();
+        let mut table = Table::new(spec);
+        self.base().inner.loaded.enter(spec, &mut table);
+        self.inner.loaded.enter(spec, &mut table);
+        table
+    }
+}
+
+impl Loaded {
+    /// Enters what this stage has loaded into a table.
+    fn enter(&self, spec: &ProgramSpec, table: &mut Table) {
+        for ((binder, _), tensor) in spec.arriving(self.stage).zip(&self.tensors) {
+            table.set_arriving(binder, tensor.address());
+        }
+        let staged = spec.staged.iter().enumerate().filter(|(_, staged)| staged.stage == self.stage);
+        for ((index, _), buffer) in staged.zip(&self.staged) {
+            table.set_staged(index, buffer.address());
+        }
+    }
+}
+
+/// Loads one stage on top of an earlier one.
+fn load(
+    program: &Program,
+    stage: Stage,
+    weights: &Weights,
+    context: &Arc<Context>,
+    earlier: Option<&Loaded>,
+) -> Result<Loaded, LoadError> {
+    let spec = program.spec();
+    let tensors = find(spec, stage, weights)?;
+    let mut bindings = earlier.map_or_else(|| Bindings::new(spec), |earlier| earlier.bindings.clone());
+    bindings.bind(program, stage, &tensors.iter().map(Arc::as_ref).collect::<Vec<_>>())?;
+    let staged = allocate(spec, stage, &bindings)?;
+    let loaded = Loaded { stage, tensors, staged, bindings };
+
+    let mut table = Table::new(spec);
+    earlier.into_iter().chain([&loaded]).for_each(|loaded| loaded.enter(spec, &mut table));
+    let mut arena = Buffer::EMPTY;
+    stage::grow_arena(&mut arena, spec, stage, &loaded.bindings)?;
+    // SAFETY: the bindings are bound up to this stage, and the table has what was loaded earlier and now. The staged
+    // values written are this function's own until it returns.
+    unsafe { stage::run(program, stage, &loaded.bindings, &table, &mut arena, context)? };
+    Ok(loaded)
+}
+
+/// The parameters of a stage in the program's order.
+fn find(spec: &ProgramSpec, stage: Stage, weights: &Weights) -> Result<Vec<Arc<Tensor>>, LoadError> {
+    let tensor = |param: &TensorSpec| {
+        weights.get(&param.name).cloned().ok_or_else(|| LoadError::MissingParam {
+            name: param.name.clone(),
+            expected: param.display.clone(),
+            stage,
+        })
+    };
+    spec.arriving(stage).map(|(_, param)| tensor(param)).collect()
+}
+
+/// Memory for the staged values of a stage, in the program's order.
+fn allocate(spec: &ProgramSpec, stage: Stage, bindings: &Bindings) -> Result<Vec<Buffer>, BindError> {
+    let of_stage = spec.staged.iter().filter(|staged| staged.stage == stage);
+    let buffer = |staged: &StagedSpec| {
+        let what = || format!("staged value `{}`", staged.name);
+        let bytes = bindings.bytes(spec, staged.bytes_at, what)?;
+        Buffer::zeroed(bytes).ok_or_else(|| BindError::OutOfMemory { what: what(), bytes: bytes as u64 })
+    };
+    of_stage.map(buffer).collect()
+}

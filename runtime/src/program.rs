@@ -1,0 +1,284 @@
+//! A compiled program: what a compiler hands over, and the check that the description holds together. Knows nothing
+//! about weights or calls.
+
+use std::any::Any;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::abi::{SizesFn, Stage, StageFn};
+use crate::tensor::DType;
+
+/// A tensor that a program takes or gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Its name.
+    pub name: String,
+    /// Its elements.
+    pub dtype: DType,
+    /// How many dims it has.
+    pub rank: usize,
+    /// Its dims are `sizes[shape_at..shape_at + rank]`.
+    pub shape_at: usize,
+    /// Type and shape as people read them in errors: `f32[batch, 24]`.
+    pub display: String,
+}
+
+/// A parameter, and when it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParamSpec {
+    /// The tensor.
+    pub tensor: TensorSpec,
+    /// When it arrives; a parameter of [`Stage::Call`] is live: passed with each call.
+    pub stage: Stage,
+}
+
+/// The tensor from whose shape a symbol is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Binder {
+    /// An input, by its index.
+    Input(usize),
+    /// A parameter, by its index.
+    Param(usize),
+}
+
+/// A symbolic dim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SymbolSpec {
+    /// Its name.
+    pub name: String,
+    /// The tensor that says what it is.
+    pub bound_by: Binder,
+    /// Which axis of that tensor.
+    pub axis: usize,
+    /// When it is known: the stage of that tensor.
+    pub stage: Stage,
+}
+
+/// A value computed at load, which later stages read. The runtime allocates it when its stage runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StagedSpec {
+    /// Its name.
+    pub name: String,
+    /// The stage that computes it: [`Stage::Base`] or [`Stage::Adapter`].
+    pub stage: Stage,
+    /// Its length in bytes is `sizes[bytes_at]`.
+    pub bytes_at: usize,
+}
+
+/// What a program takes and gives. The table [`Frame::buffers`](crate::abi::Frame::buffers) lists inputs, params,
+/// staged values and outputs, in this order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProgramSpec {
+    /// Symbolic dims, in the order of [`Frame::dims`](crate::abi::Frame::dims).
+    pub symbols: Vec<SymbolSpec>,
+    /// What is passed with each call.
+    pub inputs: Vec<TensorSpec>,
+    /// What is loaded, and what is passed with each call after the inputs.
+    pub params: Vec<ParamSpec>,
+    /// What is computed at load.
+    pub staged: Vec<StagedSpec>,
+    /// What a call computes.
+    pub outputs: Vec<TensorSpec>,
+    /// The length of the sizes vector.
+    pub sizes_len: usize,
+    /// For each stage, where in the sizes vector the bytes of its arena are.
+    pub arena_at: [usize; 3],
+    /// The names of steps, by which a [`Fault`](crate::abi::Fault) is reported.
+    pub steps: Vec<String>,
+}
+
+/// A description that doesn't hold together.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProgramError {
+    /// Two inputs or parameters, or two outputs, of one name.
+    #[error("the program has two {role} called `{name}`")]
+    DuplicateName {
+        /// What the two are.
+        role: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A place in the sizes vector beyond its end.
+    #[error("`{name}` reads sizes {first}..{end}, but there are only {sizes_len}")]
+    SizeOutOfRange {
+        /// The tensor, staged value or arena.
+        name: String,
+        /// The first index read.
+        first: usize,
+        /// One past the last.
+        end: usize,
+        /// How many sizes there are.
+        sizes_len: usize,
+    },
+    /// A symbol bound by a tensor or an axis that isn't there.
+    #[error("symbol `{symbol}` is bound by axis {axis} of {binder:?}, which the program doesn't have")]
+    NoSuchBinder {
+        /// The symbol.
+        symbol: String,
+        /// The tensor it names.
+        binder: Binder,
+        /// The axis it names.
+        axis: usize,
+    },
+    /// A symbol known at another stage than the tensor that binds it.
+    #[error("symbol `{symbol}` is of stage {found}, but the tensor that binds it is of stage {expected}")]
+    SymbolStage {
+        /// The symbol.
+        symbol: String,
+        /// The stage of its tensor.
+        expected: Stage,
+        /// The stage it claims.
+        found: Stage,
+    },
+    /// A staged value of the call stage, which no later stage could read.
+    #[error("staged value `{name}` is of stage call; it must be of stage base or adapter")]
+    StagedAtCall {
+        /// The value.
+        name: String,
+    },
+}
+
+/// The machine code of a program.
+pub struct Code {
+    pub(crate) stages: [StageFn; 3],
+    pub(crate) sizes: SizesFn,
+    /// Keeps the memory in which the functions lie.
+    _owner: Box<dyn Any + Send + Sync>,
+}
+
+impl Code {
+    /// Vouches for machine code.
+    ///
+    /// # Safety
+    /// Of `stages` (base, adapter, call) and `sizes`, with the [`ProgramSpec`] they are put together with:
+    /// - They may be called, from any thread and from several at once, as long as `owner` lives.
+    /// - `sizes` reads one dim per symbol and writes `sizes_len` values, nothing else.
+    /// - A stage reads and writes only what its frame gives: it reads inputs, params and staged values that are known
+    ///   at its stage, within their shapes and bytes; writes its own stage's staged values, the outputs (call stage
+    ///   only) and its arena, of `sizes[arena_at[stage]]` bytes; and relies on no alignment beyond that of
+    ///   [`abi`](crate::abi).
+    /// - It returns 0, or another value after filling the fault. It doesn't unwind, and ids from outside are checked
+    ///   before they index anything.
+    pub unsafe fn new(stages: [StageFn; 3], sizes: SizesFn, owner: Box<dyn Any + Send + Sync>) -> Code {
+        Code { stages, sizes, _owner: owner }
+    }
+}
+
+impl fmt::Debug for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Code").finish_non_exhaustive()
+    }
+}
+
+/// A compiled program: cheap to clone, shared by everything loaded into it.
+#[derive(Clone, Debug)]
+pub struct Program {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    spec: ProgramSpec,
+    code: Code,
+}
+
+impl Program {
+    /// Puts a description and its code together.
+    ///
+    /// # Errors
+    /// When the description doesn't hold together.
+    pub fn new(spec: ProgramSpec, code: Code) -> Result<Program, ProgramError> {
+        spec.check()?;
+        Ok(Program { inner: Arc::new(Inner { spec, code }) })
+    }
+
+    /// What the program takes and gives.
+    pub fn spec(&self) -> &ProgramSpec {
+        &self.inner.spec
+    }
+
+    pub(crate) fn code(&self) -> &Code {
+        &self.inner.code
+    }
+}
+
+impl ProgramSpec {
+    /// The tensors that arrive at a stage, in the order in which they are handed around: the stage's parameters, and for
+    /// a call the inputs before them.
+    pub fn arriving(&self, stage: Stage) -> impl Iterator<Item = (Binder, &TensorSpec)> {
+        let inputs = self.inputs.iter().enumerate().filter(move |_| stage == Stage::Call);
+        let params = self.params.iter().enumerate().filter(move |(_, param)| param.stage == stage);
+        inputs
+            .map(|(index, tensor)| (Binder::Input(index), tensor))
+            .chain(params.map(|(index, param)| (Binder::Param(index), &param.tensor)))
+    }
+
+    /// The tensor that binds a symbol and when it is known.
+    pub(crate) fn binder(&self, binder: Binder) -> Option<(&TensorSpec, Stage)> {
+        match binder {
+            Binder::Input(index) => self.inputs.get(index).map(|tensor| (tensor, Stage::Call)),
+            Binder::Param(index) => self.params.get(index).map(|param| (&param.tensor, param.stage)),
+        }
+    }
+
+    fn check(&self) -> Result<(), ProgramError> {
+        let params = || self.params.iter().map(|param| &param.tensor);
+        distinct("inputs or params", self.inputs.iter().chain(params()))?;
+        distinct("outputs", &self.outputs)?;
+        for tensor in self.inputs.iter().chain(params()).chain(&self.outputs) {
+            self.check_sizes(&tensor.name, tensor.shape_at, tensor.rank)?;
+        }
+        for staged in &self.staged {
+            self.check_sizes(&staged.name, staged.bytes_at, 1)?;
+            if staged.stage == Stage::Call {
+                return Err(ProgramError::StagedAtCall { name: staged.name.clone() });
+            }
+        }
+        for (name, at) in ["base arena", "adapter arena", "call arena"].into_iter().zip(self.arena_at) {
+            self.check_sizes(name, at, 1)?;
+        }
+        self.symbols.iter().try_for_each(|symbol| self.check_symbol(symbol))
+    }
+
+    fn check_sizes(&self, name: &str, first: usize, count: usize) -> Result<(), ProgramError> {
+        let end = first.saturating_add(count);
+        if end <= self.sizes_len {
+            return Ok(());
+        }
+        Err(ProgramError::SizeOutOfRange { name: name.to_owned(), first, end, sizes_len: self.sizes_len })
+    }
+
+    fn check_symbol(&self, symbol: &SymbolSpec) -> Result<(), ProgramError> {
+        match self.binder(symbol.bound_by) {
+            Some((tensor, stage)) if symbol.axis < tensor.rank => {
+                if stage == symbol.stage {
+                    return Ok(());
+                }
+                Err(ProgramError::SymbolStage {
+                    symbol: symbol.name.clone(),
+                    expected: stage,
+                    found: symbol.stage,
+                })
+            }
+            _ => Err(ProgramError::NoSuchBinder {
+                symbol: symbol.name.clone(),
+                binder: symbol.bound_by,
+                axis: symbol.axis,
+            }),
+        }
+    }
+}
+
+fn distinct<'a>(
+    role: &'static str,
+    tensors: impl IntoIterator<Item = &'a TensorSpec>,
+) -> Result<(), ProgramError> {
+    let mut seen = BTreeSet::new();
+    for tensor in tensors {
+        if !seen.insert(&tensor.name) {
+            return Err(ProgramError::DuplicateName { role, name: tensor.name.clone() });
+        }
+    }
+    Ok(())
+}

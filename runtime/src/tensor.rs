@@ -1,0 +1,368 @@
+//! Tensors in memory, and weights: tensors by name. Knows nothing about programs or where tensors come from.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// The element types of tensors that go into and come out of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// 32-bit float.
+    F32,
+    /// 32-bit signed integer.
+    I32,
+    /// 64-bit signed integer.
+    I64,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            DType::F32 | DType::I32 => 4,
+            DType::I64 => 8,
+        }
+    }
+
+    /// As people write it: `f32`.
+    pub fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::I32 => "i32",
+            DType::I64 => "i64",
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The elements of a tensor, the last axis contiguous.
+#[derive(Clone, Debug, PartialEq)]
+enum Data {
+    F32(Vec<f32>),
+    I32(Vec<i32>),
+    I64(Vec<i64>),
+}
+
+/// A dense tensor, row-major: a shape and its elements.
+///
+/// ```
+/// use engraft_runtime::Tensor;
+/// let x = Tensor::f32(&[2, 3], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0])?;
+/// assert_eq!(x.shape(), [2, 3]);
+/// assert_eq!(x.as_f32()?[5], 6.0);
+/// let message = Tensor::i64(&[2, 3], vec![7]).unwrap_err().to_string();
+/// assert_eq!(message, "a tensor of shape [2, 3] has 6 elements, found 1");
+/// # Ok::<(), engraft_runtime::TensorError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    shape: Vec<usize>,
+    data: Data,
+}
+
+/// A shape and elements that don't fit, or elements of another type than asked for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TensorError {
+    /// Too few elements or too many.
+    #[error("a tensor of shape {shape:?} has {expected} elements, found {found}")]
+    Length {
+        /// The shape.
+        shape: Vec<usize>,
+        /// The product of its dims.
+        expected: usize,
+        /// How many elements were given.
+        found: usize,
+    },
+    /// No memory could hold such a tensor.
+    #[error("a tensor of shape {shape:?} has more elements than fit into memory")]
+    TooLarge {
+        /// The shape.
+        shape: Vec<usize>,
+    },
+    /// The elements are of another type.
+    #[error("the tensor's elements are {found}, expected {expected}")]
+    DType {
+        /// What was asked for.
+        expected: DType,
+        /// What the tensor holds.
+        found: DType,
+    },
+}
+
+/// The number of elements of `shape`, if their bytes can be addressed.
+pub(crate) fn elements(shape: &[usize], dtype: DType) -> Option<usize> {
+    // A zero makes every shape empty, whatever the other dims.
+    if shape.contains(&0) {
+        return Some(0);
+    }
+    let elements = shape.iter().try_fold(1_usize, |product, &dim| product.checked_mul(dim))?;
+    let bytes = elements.checked_mul(dtype.bytes())?;
+    isize::try_from(bytes).ok().map(|_| elements)
+}
+
+/// Resizes `data` if there is memory for it.
+fn resize<T: Copy + Default>(data: &mut Vec<T>, count: usize) -> bool {
+    let enough = data.try_reserve_exact(count.saturating_sub(data.len())).is_ok();
+    if enough {
+        data.resize(count, T::default());
+    }
+    enough
+}
+
+impl Tensor {
+    /// A tensor of floats.
+    ///
+    /// # Errors
+    /// When `data` hasn't as many elements as `shape`.
+    pub fn f32(shape: &[usize], data: Vec<f32>) -> Result<Tensor, TensorError> {
+        Tensor::new(shape, DType::F32, data.len(), Data::F32(data))
+    }
+
+    /// A tensor of 32-bit integers.
+    ///
+    /// # Errors
+    /// When `data` hasn't as many elements as `shape`.
+    pub fn i32(shape: &[usize], data: Vec<i32>) -> Result<Tensor, TensorError> {
+        Tensor::new(shape, DType::I32, data.len(), Data::I32(data))
+    }
+
+    /// A tensor of 64-bit integers.
+    ///
+    /// # Errors
+    /// When `data` hasn't as many elements as `shape`.
+    pub fn i64(shape: &[usize], data: Vec<i64>) -> Result<Tensor, TensorError> {
+        Tensor::new(shape, DType::I64, data.len(), Data::I64(data))
+    }
+
+    /// A tensor of zeros.
+    ///
+    /// # Errors
+    /// When no memory could hold it.
+    pub fn zeros(dtype: DType, shape: &[usize]) -> Result<Tensor, TensorError> {
+        let mut tensor = Tensor::empty(dtype);
+        if tensor.resize(dtype, shape.iter().copied()) {
+            return Ok(tensor);
+        }
+        Err(TensorError::TooLarge { shape: shape.to_vec() })
+    }
+
+    /// A tensor of shape `[0]`, such as an output that a call is yet to fill.
+    pub fn empty(dtype: DType) -> Tensor {
+        let data = match dtype {
+            DType::F32 => Data::F32(Vec::new()),
+            DType::I32 => Data::I32(Vec::new()),
+            DType::I64 => Data::I64(Vec::new()),
+        };
+        Tensor { shape: vec![0], data }
+    }
+
+    fn new(shape: &[usize], dtype: DType, found: usize, data: Data) -> Result<Tensor, TensorError> {
+        match elements(shape, dtype) {
+            Some(expected) if expected == found => Ok(Tensor { shape: shape.to_vec(), data }),
+            Some(expected) => Err(TensorError::Length { shape: shape.to_vec(), expected, found }),
+            None => Err(TensorError::TooLarge { shape: shape.to_vec() }),
+        }
+    }
+
+    /// The dims.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The type of the elements.
+    pub fn dtype(&self) -> DType {
+        match self.data {
+            Data::F32(_) => DType::F32,
+            Data::I32(_) => DType::I32,
+            Data::I64(_) => DType::I64,
+        }
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        match &self.data {
+            Data::F32(data) => data.len(),
+            Data::I32(data) => data.len(),
+            Data::I64(data) => data.len(),
+        }
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The floats of an `f32` tensor.
+    ///
+    /// # Errors
+    /// When it holds something else.
+    pub fn as_f32(&self) -> Result<&[f32], TensorError> {
+        match &self.data {
+            Data::F32(data) => Ok(data),
+            _ => Err(self.not(DType::F32)),
+        }
+    }
+
+    /// The floats of an `f32` tensor, to be changed in place.
+    ///
+    /// # Errors
+    /// When it holds something else.
+    pub fn as_f32_mut(&mut self) -> Result<&mut [f32], TensorError> {
+        let other = self.not(DType::F32);
+        match &mut self.data {
+            Data::F32(data) => Ok(data),
+            _ => Err(other),
+        }
+    }
+
+    /// The integers of an `i32` tensor.
+    ///
+    /// # Errors
+    /// When it holds something else.
+    pub fn as_i32(&self) -> Result<&[i32], TensorError> {
+        match &self.data {
+            Data::I32(data) => Ok(data),
+            _ => Err(self.not(DType::I32)),
+        }
+    }
+
+    /// The integers of an `i64` tensor.
+    ///
+    /// # Errors
+    /// When it holds something else.
+    pub fn as_i64(&self) -> Result<&[i64], TensorError> {
+        match &self.data {
+            Data::I64(data) => Ok(data),
+            _ => Err(self.not(DType::I64)),
+        }
+    }
+
+    fn not(&self, expected: DType) -> TensorError {
+        TensorError::DType { expected, found: self.dtype() }
+    }
+
+    /// Makes this a tensor of such elements and shape, keeping its memory where it suffices: its elements are what was
+    /// there before, and zeros. Says whether there was memory for it; if not, the tensor is empty.
+    pub(crate) fn resize(&mut self, dtype: DType, shape: impl Iterator<Item = usize>) -> bool {
+        if self.dtype() != dtype {
+            *self = Tensor::empty(dtype);
+        }
+        self.shape.clear();
+        self.shape.extend(shape);
+        let resized = elements(&self.shape, dtype).is_some_and(|count| match &mut self.data {
+            Data::F32(data) => resize(data, count),
+            Data::I32(data) => resize(data, count),
+            Data::I64(data) => resize(data, count),
+        });
+        if !resized {
+            *self = Tensor::empty(dtype);
+        }
+        resized
+    }
+
+    /// Where the elements begin, for reading: dangling but aligned when there are none.
+    pub(crate) fn address(&self) -> *mut u8 {
+        match &self.data {
+            Data::F32(data) => data.as_ptr().cast_mut().cast(),
+            Data::I32(data) => data.as_ptr().cast_mut().cast(),
+            Data::I64(data) => data.as_ptr().cast_mut().cast(),
+        }
+    }
+
+    /// Where the elements begin, for writing: dangling but aligned when there are none.
+    pub(crate) fn address_mut(&mut self) -> *mut u8 {
+        match &mut self.data {
+            Data::F32(data) => data.as_mut_ptr().cast(),
+            Data::I32(data) => data.as_mut_ptr().cast(),
+            Data::I64(data) => data.as_mut_ptr().cast(),
+        }
+    }
+}
+
+/// Tensors by name, shared with whatever is loaded from them.
+///
+/// ```
+/// use engraft_runtime::{Tensor, Weights};
+/// let mut weights = Weights::new();
+/// weights.insert("bias", Tensor::f32(&[2], vec![0.5, -0.5])?);
+/// assert_eq!(weights.get("bias").map(|bias| bias.shape()), Some([2].as_slice()));
+/// # Ok::<(), engraft_runtime::TensorError>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Weights {
+    tensors: BTreeMap<String, Arc<Tensor>>,
+}
+
+impl Weights {
+    /// No weights.
+    pub fn new() -> Weights {
+        Weights::default()
+    }
+
+    /// The tensor called `name`.
+    pub fn get(&self, name: &str) -> Option<&Arc<Tensor>> {
+        self.tensors.get(name)
+    }
+
+    /// Adds a tensor and returns the one that had its name before.
+    pub fn insert(&mut self, name: impl Into<String>, tensor: impl Into<Arc<Tensor>>) -> Option<Arc<Tensor>> {
+        self.tensors.insert(name.into(), tensor.into())
+    }
+
+    /// All tensors, by name in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<Tensor>)> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// How many tensors there are.
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+}
+
+impl<N: Into<String>, T: Into<Arc<Tensor>>> FromIterator<(N, T)> for Weights {
+    fn from_iter<I: IntoIterator<Item = (N, T)>>(tensors: I) -> Weights {
+        Weights { tensors: tensors.into_iter().map(|(name, tensor)| (name.into(), tensor.into())).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DType, Tensor, TensorError};
+
+    #[test]
+    fn shapes_and_elements_must_fit() {
+        assert_eq!(
+            Tensor::f32(&[2, 2], vec![0.0; 5]),
+            Err(TensorError::Length { shape: vec![2, 2], expected: 4, found: 5 })
+        );
+        let huge = [usize::MAX, 2];
+        assert_eq!(Tensor::i32(&huge, vec![]), Err(TensorError::TooLarge { shape: huge.to_vec() }));
+        let huge = [isize::MAX as usize / 4 + 1];
+        assert_eq!(Tensor::zeros(DType::F32, &huge), Err(TensorError::TooLarge { shape: huge.to_vec() }));
+    }
+
+    #[test]
+    fn empty_and_scalar_shapes_are_shapes() {
+        assert!(Tensor::f32(&[3, 0, usize::MAX], vec![]).unwrap().is_empty());
+        assert_eq!(Tensor::i64(&[], vec![7]).unwrap().as_i64(), Ok([7].as_slice()));
+    }
+
+    #[test]
+    fn elements_are_read_as_what_they_are() {
+        let ids = Tensor::i32(&[1], vec![7]).unwrap();
+        assert_eq!(ids.as_i32(), Ok([7].as_slice()));
+        assert_eq!(ids.as_f32(), Err(TensorError::DType { expected: DType::F32, found: DType::I32 }));
+        assert_eq!(ids.as_i64().unwrap_err().to_string(), "the tensor's elements are i32, expected i64");
+    }
+}
