@@ -143,6 +143,30 @@ impl fmt::Display for AttachReport {
 ///
 /// # Errors
 /// What does not fit, naming module and tensor; see [`AttachError`].
+///
+/// ```
+/// use engraft_import::peft::{LoraConfig, PeftAdapter, attach};
+/// use engraft_ir::{DType::F32, GraphBuilder, dims};
+/// use engraft_runtime::{Tensor, Weights};
+///
+/// let g = GraphBuilder::new("layer");
+/// let x = g.input("x", F32, dims!["batch", 3]);
+/// g.output("y", x.dense(g.param("fc.weight", F32, dims![2, 3]), None).named("fc"));
+/// let base = g.finish()?;
+///
+/// // What `PeftAdapter::open` reads from a directory.
+/// let json = r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["fc"]}"#;
+/// let mut tensors = Weights::new();
+/// tensors.insert("base_model.model.fc.lora_A.weight", Tensor::f32(&[1, 3], vec![1.0, 0.0, 0.5])?);
+/// tensors.insert("base_model.model.fc.lora_B.weight", Tensor::f32(&[2, 1], vec![1.0, -1.0])?);
+/// let adapter = PeftAdapter::new(LoraConfig::parse(json)?, &tensors)?;
+///
+/// let attached = attach(&base, &adapter)?;
+/// assert_eq!(attached.report.to_string(), "fc: LoRA on linear, r 1, alpha 2, s 2\n");
+/// assert!(attached.weights.get("fc.lora_A.weight").is_some());
+/// assert!(attached.graph.find("fc.adapted").is_some());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn attach(graph: &Graph, adapter: &PeftAdapter) -> Result<Attached, AttachError> {
     let config = adapter.config();
     if let (Init::Residual(init), false) = (&config.init, adapter.is_on_residual_base()) {
@@ -184,7 +208,6 @@ fn targets(
     for (name, candidate) in candidates {
         let is_output = OUTPUT_LAYERS.contains(&name.rsplit('.').next().unwrap_or(name));
         let module = match (config.select(name)?, candidate) {
-            (Selection::Untouched, _) => continue,
             (Selection::Targeted, Ok(module)) => module,
             (Selection::Targeted, Err(source)) => {
                 return Err(AttachError::NotAModule { module: name.clone(), source: source.clone() });
@@ -195,7 +218,7 @@ fn targets(
                 }
                 module
             }
-            (Selection::TargetedIfLinear, _) => continue,
+            (Selection::TargetedIfLinear | Selection::Untouched, _) => continue,
         };
         if config.lora_bias && module.layer == Layer::Embedding {
             return Err(AttachError::EmbeddingBias { module: name.clone() });
