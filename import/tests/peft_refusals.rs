@@ -37,6 +37,7 @@ fn fields_that_are_not_supported_are_refused_by_name() {
         ("arrow_config", json!({"top_k": 3})),
         ("ensure_weight_tying", json!(true)),
         ("kasa_config", json!({"beta": 0.1})),
+        ("kasa_config", json!({})),
         ("layer_replication", json!([[0, 4], [2, 5]])),
         ("megatron_config", json!({"x": 1})),
         ("monteclora_config", json!({"num_samples": 8})),
@@ -147,7 +148,7 @@ fn text_that_is_no_config_is_refused() {
         assert_config_refused(&config.to_string(), &[&format!("`{field}` is missing")]);
     }
     let null_targets = with("lora", "target_modules", json!(null)).to_string();
-    assert_config_refused(&null_targets, &["`target_modules` is missing"]);
+    assert_config_refused(&null_targets, &["`target_modules` is null, expected a list"]);
     for number in ["NaN", "Infinity", "-Infinity", "1e999"] {
         for field in ["lora_alpha", "lora_dropout"] {
             let text = with("lora", field, json!("X")).to_string().replace("\"X\"", number);

@@ -1,10 +1,9 @@
 //! `adapter_config.json` of a LoRA or DoRA adapter, read strictly: every field is used, or known not to change what the
 //! adapter computes, or refused by name. Knows nothing about tensors or graphs.
 
+use super::fields::{Field, Fields, value_error};
 use super::select::{ByPattern, Layers, Names, Pattern, PatternError, Selection, Selector, Targets};
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::Value as Json;
-use std::fmt;
 use thiserror::Error;
 
 /// Why a config was refused.
@@ -150,7 +149,8 @@ const IGNORED: &[(&str, &str)] = &[
     ("qalora_group_size", "belongs to `use_qalora`, which is refused"),
 ];
 
-/// The fields that must be null, false or empty, and what they would mean.
+/// The fields that must be null or false, and what they would mean. An empty object is neither: PEFT reads it as the
+/// method's defaults.
 const REFUSED: &[(&str, &str)] = &[
     ("alora_invocation_tokens", "aLoRA adapts only the tokens after an invocation"),
     ("arrow_config", "Arrow routes each token among several adapters"),
@@ -194,7 +194,7 @@ impl LoraConfig {
             Some(Field::Plain(Json::String(kind))) => return Err(ConfigError::Kind { found: kind.clone() }),
             Some(other) => return Err(ConfigError::Kind { found: other.to_string() }),
         }
-        for (name, value) in &fields.0 {
+        for (name, value) in fields.iter() {
             check_field(name, value)?;
         }
         Self::from_fields(&fields)
@@ -215,9 +215,9 @@ impl LoraConfig {
             selector: selector(fields, &modules_to_save)?,
             use_rslora: fields.flag("use_rslora")?,
             use_dora,
-            bias: fields.bias()?,
+            bias: bias(fields)?,
             lora_bias,
-            init: fields.init()?,
+            init: init(fields)?,
             modules_to_save,
         })
     }
@@ -258,23 +258,25 @@ impl LoraConfig {
 
 /// Refuses the fields that are not supported, and unknown ones that say anything.
 fn check_field(name: &str, value: &Field) -> Result<(), ConfigError> {
-    let found = || value.to_string();
-    if USED.contains(&name) || IGNORED.iter().any(|(ignored, _)| *ignored == name) || value.is_nothing() {
+    if USED.contains(&name) || IGNORED.iter().any(|(ignored, _)| *ignored == name) {
         return Ok(());
     }
-    Err(match REFUSED.iter().find(|(refused, _)| *refused == name) {
-        Some((field, meaning)) => ConfigError::Unsupported { field, found: found(), meaning },
-        None => ConfigError::Unknown { field: name.to_owned(), found: found() },
-    })
+    let found = value.to_string();
+    match REFUSED.iter().find(|(refused, _)| *refused == name) {
+        Some((field, meaning)) if !value.is_off() => Err(ConfigError::Unsupported { field, found, meaning }),
+        None if !value.is_nothing() => Err(ConfigError::Unknown { field: name.to_owned(), found }),
+        _ => Ok(()),
+    }
 }
 
 fn selector(fields: &Fields, modules_to_save: &[String]) -> Result<Selector, ConfigError> {
-    let targets = match fields.plain("target_modules", "a list of strings or a string")? {
+    const TARGETS: &str = "a list of strings or a string";
+    let targets = match fields.plain("target_modules", TARGETS)? {
         None => return Err(ConfigError::Missing { field: "target_modules" }),
         Some(Json::String(text)) if text.eq_ignore_ascii_case("all-linear") => Targets::AllLinear,
-        Some(_) => match fields.names_or_pattern("target_modules")? {
+        Some(value) => match fields.names_or_pattern("target_modules")? {
             Some(names) => Targets::Named(names),
-            None => return Err(ConfigError::Missing { field: "target_modules" }),
+            None => return Err(value_error("target_modules", value, TARGETS)),
         },
     };
     let layers = layers(fields)?;
@@ -328,236 +330,31 @@ fn positive(value: &Json) -> Option<u64> {
     value.as_u64().filter(|&rank| rank > 0)
 }
 
-fn value_error(field: &str, found: &impl fmt::Display, expected: &'static str) -> ConfigError {
-    ConfigError::Value { field: field.to_owned(), found: found.to_string(), expected }
-}
-
-/// The value of a field. An object keeps its order, which matters in `rank_pattern` and `alpha_pattern`.
-#[derive(Clone, Debug)]
-enum Field {
-    Plain(Json),
-    Object(Vec<(String, Json)>),
-}
-
-impl Field {
-    fn is_nothing(&self) -> bool {
-        match self {
-            Self::Plain(Json::Null | Json::Bool(false)) => true,
-            Self::Plain(Json::String(text)) => text.is_empty(),
-            Self::Plain(Json::Array(list)) => list.is_empty(),
-            Self::Plain(_) => false,
-            Self::Object(entries) => entries.is_empty(),
-        }
+fn bias(fields: &Fields) -> Result<BiasMode, ConfigError> {
+    const EXPECTED: &str = "\"none\", \"all\" or \"lora_only\"";
+    match fields.plain("bias", EXPECTED)? {
+        None => Ok(BiasMode::None),
+        Some(Json::String(text)) if text == "none" => Ok(BiasMode::None),
+        Some(Json::String(text)) if text == "all" => Ok(BiasMode::All),
+        Some(Json::String(text)) if text == "lora_only" => Ok(BiasMode::LoraOnly),
+        Some(other) => Err(value_error("bias", other, EXPECTED)),
     }
 }
 
-impl fmt::Display for Field {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Plain(value) => value.fmt(f),
-            Self::Object(entries) => entries.iter().cloned().collect::<Json>().fmt(f),
-        }
-    }
-}
-
-/// The fields of the object, in order, each at most once.
-#[derive(Debug)]
-struct Fields(Vec<(String, Field)>);
-
-impl Fields {
-    fn get(&self, name: &str) -> Option<&Field> {
-        self.0.iter().find(|(field, _)| field == name).map(|(_, value)| value)
-    }
-
-    /// The field's value, which may be anything but an object.
-    fn plain(&self, name: &'static str, expected: &'static str) -> Result<Option<&Json>, ConfigError> {
-        match self.get(name) {
-            None => Ok(None),
-            Some(Field::Plain(value)) => Ok(Some(value)),
-            Some(object) => Err(value_error(name, object, expected)),
-        }
-    }
-
-    fn required<T>(
-        &self,
-        name: &'static str,
-        expected: &'static str,
-        read: impl FnOnce(&Json) -> Option<T>,
-    ) -> Result<T, ConfigError> {
-        let value = self.plain(name, expected)?.ok_or(ConfigError::Missing { field: name })?;
-        read(value).ok_or_else(|| value_error(name, value, expected))
-    }
-
-    fn flag(&self, name: &'static str) -> Result<bool, ConfigError> {
-        const EXPECTED: &str = "true or false";
-        match self.plain(name, EXPECTED)? {
-            None | Some(Json::Null) => Ok(false),
-            Some(Json::Bool(flag)) => Ok(*flag),
-            Some(other) => Err(value_error(name, other, EXPECTED)),
-        }
-    }
-
-    /// A list of names; `None` if there is none.
-    fn names(&self, name: &'static str) -> Result<Option<Vec<String>>, ConfigError> {
-        const EXPECTED: &str = "a list of strings, none of them empty";
-        let error = |found: &Json| value_error(name, found, EXPECTED);
-        match self.plain(name, EXPECTED)? {
-            None | Some(Json::Null) => Ok(None),
-            Some(Json::Array(list)) => {
-                let text = |item: &Json| item.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
-                let names = list.iter().map(|item| text(item).ok_or_else(|| error(item)));
-                names.collect::<Result<_, _>>().map(Some)
-            }
-            Some(other) => Err(error(other)),
-        }
-    }
-
-    /// A list of names or a regular expression; `None` if there is neither.
-    fn names_or_pattern(&self, name: &'static str) -> Result<Option<Names>, ConfigError> {
-        match self.plain(name, "a list of strings or a string")? {
-            Some(Json::String(text)) if text.is_empty() => Ok(None),
-            Some(Json::String(text)) => {
-                let names =
-                    Names::pattern(text).map_err(|source| ConfigError::Pattern { field: name, source });
-                names.map(Some)
-            }
-            _ => Ok(self.names(name)?.map(Names::List)),
-        }
-    }
-
-    fn by_pattern<T>(
-        &self,
-        name: &'static str,
-        expected: &'static str,
-        read: impl Fn(&Json) -> Option<T>,
-    ) -> Result<ByPattern<T>, ConfigError> {
-        let entries = match self.get(name) {
-            None | Some(Field::Plain(Json::Null)) => return Ok(ByPattern(Vec::new())),
-            Some(Field::Object(entries)) => entries,
-            Some(Field::Plain(other)) => {
-                return Err(value_error(name, other, "an object of values by pattern"));
-            }
-        };
-        let entry = |(key, value): &(String, Json)| {
-            let pattern = Pattern::new(key, ByPattern::<u64>::FRAME);
-            let pattern = pattern.map_err(|source| ConfigError::Pattern { field: name, source })?;
-            let value = read(value).ok_or_else(|| value_error(&format!("{name}.{key}"), value, expected))?;
-            Ok((pattern, value))
-        };
-        entries.iter().map(entry).collect::<Result<_, _>>().map(ByPattern)
-    }
-
-    fn bias(&self) -> Result<BiasMode, ConfigError> {
-        const EXPECTED: &str = "\"none\", \"all\" or \"lora_only\"";
-        match self.plain("bias", EXPECTED)? {
-            None => Ok(BiasMode::None),
-            Some(Json::String(text)) if text == "none" => Ok(BiasMode::None),
-            Some(Json::String(text)) if text == "all" => Ok(BiasMode::All),
-            Some(Json::String(text)) if text == "lora_only" => Ok(BiasMode::LoraOnly),
-            Some(other) => Err(value_error("bias", other, EXPECTED)),
-        }
-    }
-
-    fn init(&self) -> Result<Init, ConfigError> {
-        const EXPECTED: &str = "true, false or the name of one of PEFT's methods";
-        let value = match self.plain("init_lora_weights", EXPECTED)? {
-            None | Some(Json::Bool(_)) => return Ok(Init::Untouched),
-            Some(value) => value,
-        };
-        // PEFT compares without regard to case.
-        let text = value.as_str().unwrap_or_default().to_ascii_lowercase();
-        let pissa_rounds = text.strip_prefix("pissa_niter_").map(str::parse::<u64>);
-        if UNTOUCHED_INITS.contains(&text.as_str()) {
-            Ok(Init::Untouched)
-        } else if RESIDUAL_INITS.contains(&text.as_str()) || matches!(pissa_rounds, Some(Ok(_))) {
-            Ok(Init::Residual(text))
-        } else {
-            Err(value_error("init_lora_weights", value, EXPECTED))
-        }
-    }
-}
-
-/// The entries of an object in the order of the text, each name at most once.
-fn entries<'de, M: MapAccess<'de>, V: Deserialize<'de>>(mut map: M) -> Result<Vec<(String, V)>, M::Error> {
-    let mut entries: Vec<(String, V)> = Vec::new();
-    while let Some(name) = map.next_key::<String>()? {
-        if entries.iter().any(|(earlier, _)| *earlier == name) {
-            return Err(M::Error::custom(format!("there are two fields `{name}`")));
-        }
-        let value = map.next_value().map_err(|e| M::Error::custom(format!("`{name}`: {e}")))?;
-        entries.push((name, value));
-    }
-    Ok(entries)
-}
-
-impl<'de> Deserialize<'de> for Fields {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-
-        impl<'de> Visitor<'de> for Object {
-            type Value = Fields;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Fields, M::Error> {
-                entries(map).map(Fields)
-            }
-        }
-
-        deserializer.deserialize_map(Object)
-    }
-}
-
-impl<'de> Deserialize<'de> for Field {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Value;
-
-        impl<'de> Visitor<'de> for Value {
-            type Value = Field;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON value")
-            }
-
-            fn visit_unit<E>(self) -> Result<Field, E> {
-                Ok(Field::Plain(Json::Null))
-            }
-
-            fn visit_bool<E>(self, value: bool) -> Result<Field, E> {
-                Ok(Field::Plain(value.into()))
-            }
-
-            fn visit_u64<E>(self, value: u64) -> Result<Field, E> {
-                Ok(Field::Plain(value.into()))
-            }
-
-            fn visit_i64<E>(self, value: i64) -> Result<Field, E> {
-                Ok(Field::Plain(value.into()))
-            }
-
-            fn visit_f64<E>(self, value: f64) -> Result<Field, E> {
-                Ok(Field::Plain(value.into()))
-            }
-
-            fn visit_str<E>(self, value: &str) -> Result<Field, E> {
-                Ok(Field::Plain(value.into()))
-            }
-
-            fn visit_seq<S: SeqAccess<'de>>(self, mut seq: S) -> Result<Field, S::Error> {
-                let mut list = Vec::new();
-                while let Some(item) = seq.next_element::<Json>()? {
-                    list.push(item);
-                }
-                Ok(Field::Plain(list.into()))
-            }
-
-            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Field, M::Error> {
-                entries(map).map(Field::Object)
-            }
-        }
-
-        deserializer.deserialize_any(Value)
+fn init(fields: &Fields) -> Result<Init, ConfigError> {
+    const EXPECTED: &str = "true, false or the name of one of PEFT's methods";
+    let value = match fields.plain("init_lora_weights", EXPECTED)? {
+        None | Some(Json::Bool(_)) => return Ok(Init::Untouched),
+        Some(value) => value,
+    };
+    // PEFT compares without regard to case.
+    let text = value.as_str().unwrap_or_default().to_ascii_lowercase();
+    let pissa_rounds = text.strip_prefix("pissa_niter_").map(str::parse::<u64>);
+    if UNTOUCHED_INITS.contains(&text.as_str()) {
+        Ok(Init::Untouched)
+    } else if RESIDUAL_INITS.contains(&text.as_str()) || matches!(pissa_rounds, Some(Ok(_))) {
+        Ok(Init::Residual(text))
+    } else {
+        Err(value_error("init_lora_weights", value, EXPECTED))
     }
 }
