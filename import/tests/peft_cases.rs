@@ -1,6 +1,6 @@
 //! Every adapter that PEFT recorded on the little bases gives PEFT's own outputs.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, reason = "what the tests share unwraps, too")]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! What PEFT did not record: adapters made here, against the formula of the merged weights.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, reason = "what the tests share unwraps, too")]
 
 mod common;
 

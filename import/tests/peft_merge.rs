@@ -1,6 +1,6 @@
 //! An attached adapter computes what the base computes with the adapter merged into its weight, for layers of every kind
 //! and size.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, reason = "what the tests share unwraps, too")]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Everything about an adapter that is refused, each by the name of the thing.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, reason = "what the tests share unwraps, too")]
 
 mod common;
 
@@ -309,15 +309,19 @@ fn a_saved_module_with_a_tied_weight_is_named() {
 }
 
 #[test]
-fn a_replaced_parameter_of_open_shape_is_named() {
-    let g = GraphBuilder::new("open");
-    let x = g.input("x", DType::F32, dims!["n", 24]);
-    let y = x.dense(g.param("fc1.weight", DType::F32, dims![40, 24]), None);
-    g.output("y", y + g.param("head.scale", DType::F32, dims!["n", 1]));
-    let graph = g.finish().unwrap();
-    let mut config = with("lora", "target_modules", json!(["fc1"]));
-    config["modules_to_save"] = json!(["head"]);
-    assert_refused(&graph, &config, &tensors_of("lora"), &["`head.scale`", "f32[n, 1]", "fixed dims"]);
+fn a_replaced_parameter_of_open_size_or_of_integers_is_named() {
+    let check = |dtype: DType, parts: &[&str]| {
+        let g = GraphBuilder::new("open");
+        let x = g.input("x", DType::F32, dims!["n", 24]);
+        g.output("y", x.dense(g.param("fc1.weight", DType::F32, dims![40, 24]), None));
+        let rows = if dtype.is_float() { dims!["n", 1] } else { dims![40] };
+        g.output("z", g.param("head.scale", dtype, rows));
+        let mut config = with("lora", "target_modules", json!(["fc1"]));
+        config["modules_to_save"] = json!(["head"]);
+        assert_refused(&g.finish().unwrap(), &config, &tensors_of("lora"), parts);
+    };
+    check(DType::F32, &["`head.scale`", "f32[n, 1]", "expected f32 of fixed size"]);
+    check(DType::I64, &["`head.scale`", "i64[40]", "expected f32 of fixed size"]);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Safetensors files, good and bad.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, reason = "what the tests share unwraps, too")]
 
 mod common;
 

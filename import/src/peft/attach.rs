@@ -73,13 +73,13 @@ pub enum AttachError {
         /// The nodes that its weight is tied to.
         tied: Vec<String>,
     },
-    /// A replaced parameter has no fixed shape.
-    #[error("the adapter replaces `{param}`, which is {ty}; expected fixed dims")]
-    Symbolic {
+    /// A replaced parameter is of a type that no tensor of the file fits.
+    #[error("the adapter replaces `{param}`, which is {found}; expected f32 of fixed size")]
+    Irreplaceable {
         /// The parameter.
         param: String,
         /// Its type.
-        ty: TensorType,
+        found: TensorType,
     },
     /// A pattern of the config takes too long to match.
     #[error(transparent)]

@@ -5,7 +5,7 @@ use super::attach::AttachError;
 use super::config::{BiasMode, LoraConfig};
 use super::modules::{Module, NotAModule};
 use super::tensors::Ledger;
-use engraft_ir::{Dim, Graph, Node, Op};
+use engraft_ir::{DType, Dim, Graph, Node, Op};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The base and what is known about it.
@@ -29,8 +29,9 @@ pub(super) fn take_replaced(
         let Some(names) = names_in_file(base, config, ledger, param)? else { continue };
         let (module, _) = split(param);
         let fixed: Option<Vec<u64>> = node.shape().iter().map(Dim::as_fixed).collect();
-        let shape =
-            fixed.ok_or_else(|| AttachError::Symbolic { param: param.to_owned(), ty: node.ty().clone() })?;
+        let (DType::F32, Some(shape)) = (node.ty().dtype, fixed) else {
+            return Err(AttachError::Irreplaceable { param: param.to_owned(), found: node.ty().clone() });
+        };
         ledger
             .take(param, &names, &shape, None)
             .map_err(|source| AttachError::Tensors { module: module.to_owned(), source })?;
@@ -47,10 +48,11 @@ fn names_in_file(
     param: &str,
 ) -> Result<Option<Vec<String>>, AttachError> {
     let (module, leaf) = split(param);
+    let is_bias = leaf == "bias";
     if let Some(saved) = saved_module(config, param) {
         check_saved(base, saved, module)?;
         let rest = &param[saved.len() + 1..];
-        if config.bias == BiasMode::All {
+        if config.bias == BiasMode::All && is_bias {
             // With `bias` at "all" the frozen original's bias is saved, too; nothing computes with it.
             ledger.ignore(&format!("{saved}.original_module.{rest}"));
         }
@@ -58,7 +60,6 @@ fn names_in_file(
     }
     let targeted = base.targeted.contains(module);
     let wrapped = format!("{module}.base_layer.{leaf}");
-    let is_bias = leaf == "bias";
     Ok(match config.bias {
         BiasMode::All | BiasMode::LoraOnly if is_bias && targeted => Some(vec![wrapped, param.to_owned()]),
         BiasMode::All if is_bias => Some(vec![param.to_owned()]),
