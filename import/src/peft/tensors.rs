@@ -1,0 +1,144 @@
+//! The bookkeeping of an adapter's tensors: each is taken once, under the name and shape that the graph expects, and none
+//! may be left. Knows nothing about graphs or configs.
+
+use engraft_runtime::{DType, Tensor, Weights};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// Why an adapter's tensors do not fit.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum TensorsError {
+    /// There is no such tensor.
+    #[error("tensor `{tensor}` is missing, expected f32{expected:?}")]
+    Missing {
+        /// The name.
+        tensor: String,
+        /// Its shape.
+        expected: Vec<u64>,
+    },
+    /// A tensor has the wrong shape.
+    #[error("tensor `{tensor}` is {found:?}, expected {expected:?}{}", note(*.rank))]
+    Shape {
+        /// The name.
+        tensor: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The right one.
+        expected: Vec<u64>,
+        /// r by the config, where it is part of the right one.
+        rank: Option<u64>,
+    },
+    /// A tensor has the wrong element type.
+    #[error("tensor `{tensor}` is {found}, expected a float")]
+    DType {
+        /// The name.
+        tensor: String,
+        /// Its type.
+        found: DType,
+    },
+    /// Two tensors say different things about one parameter.
+    #[error("tensors `{tensor}` and `{other}` are both given for one parameter, and differ")]
+    Conflict {
+        /// The one.
+        tensor: String,
+        /// The other.
+        other: String,
+    },
+    /// Tensors are left that nothing asked for.
+    #[error("nothing uses tensors {}: their modules are not adapted by this config, or not in the graph", quoted(.tensors))]
+    Unused {
+        /// The names.
+        tensors: Vec<String>,
+    },
+}
+
+fn note(rank: Option<u64>) -> String {
+    rank.map_or_else(String::new, |rank| format!(" (r is {rank} by the config)"))
+}
+
+/// The names, each in backquotes.
+pub(super) fn quoted(names: &[String]) -> String {
+    let quoted: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+    quoted.join(", ")
+}
+
+/// The tensors of a file that nothing has asked for yet, and those taken, under the parameters' names.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    left: BTreeMap<String, Arc<Tensor>>,
+    taken: Weights,
+}
+
+impl Ledger {
+    pub(super) fn new(tensors: &Weights) -> Self {
+        let left = tensors.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect();
+        Self { left, taken: Weights::new() }
+    }
+
+    /// Whether a tensor is left.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.left.contains_key(name)
+    }
+
+    /// Whether any tensor is left whose name starts like this.
+    pub(super) fn has_any(&self, prefix: &str) -> bool {
+        self.left.range(prefix.to_owned()..).next().is_some_and(|(name, _)| name.starts_with(prefix))
+    }
+
+    /// Takes a tensor that is known not to matter.
+    pub(super) fn ignore(&mut self, name: &str) {
+        self.left.remove(name);
+    }
+
+    /// Takes the tensor for a parameter, which may have one of several names in the file, the first being the usual
+    /// one. `rank` is for the error.
+    pub(super) fn take(
+        &mut self,
+        parameter: &str,
+        names: &[String],
+        expected: &[u64],
+        rank: Option<u64>,
+    ) -> Result<(), TensorsError> {
+        let mut found: Option<(&String, Arc<Tensor>)> = None;
+        for name in names {
+            let Some(tensor) = self.left.remove(name) else { continue };
+            check(name, &tensor, expected, rank)?;
+            match &found {
+                Some((other, earlier)) if *earlier != tensor => {
+                    return Err(TensorsError::Conflict { tensor: name.clone(), other: (*other).clone() });
+                }
+                Some(_) => {}
+                None => found = Some((name, tensor)),
+            }
+        }
+        let usual = names.first().map_or(parameter, String::as_str);
+        let missing = || TensorsError::Missing { tensor: usual.to_owned(), expected: expected.to_vec() };
+        let (_, tensor) = found.ok_or_else(missing)?;
+        self.taken.insert(parameter, tensor);
+        Ok(())
+    }
+
+    /// The tensors taken, if none is left.
+    pub(super) fn finish(self) -> Result<Weights, TensorsError> {
+        if self.left.is_empty() {
+            return Ok(self.taken);
+        }
+        Err(TensorsError::Unused { tensors: self.left.into_keys().collect() })
+    }
+}
+
+fn check(name: &str, tensor: &Tensor, expected: &[u64], rank: Option<u64>) -> Result<(), TensorsError> {
+    if tensor.dtype() != DType::F32 {
+        return Err(TensorsError::DType { tensor: name.to_owned(), found: tensor.dtype() });
+    }
+    if tensor.shape().iter().map(|&dim| dim as u64).ne(expected.iter().copied()) {
+        return Err(TensorsError::Shape {
+            tensor: name.to_owned(),
+            found: tensor.shape().to_vec(),
+            expected: expected.to_vec(),
+            rank,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,373 @@
+//! Safetensors files: reading weights from one and writing them to one. Knows nothing about adapters or graphs.
+//!
+//! The header is checked in full before anything is allocated for a tensor, so a file takes no more memory than its own
+//! length justifies (twice it, for half-precision floats, which are widened to `f32`).
+
+use engraft_runtime::{DType, Tensor, TensorError, Weights};
+use safetensors::tensor::{Dtype, TensorInfo, View};
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// The longest header, in bytes, that the format allows.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// The bytes that hold the header's length.
+const LENGTH_BYTES: u64 = 8;
+
+/// Why a safetensors file could not be read or written.
+#[derive(Debug, Error)]
+pub enum SafetensorsError {
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file ends before its header does.
+    #[error("{}: the header takes {needed} bytes, but the file has {found}", path.display())]
+    HeaderTruncated {
+        /// The file.
+        path: PathBuf,
+        /// Where the header ends.
+        needed: u64,
+        /// The file's length.
+        found: u64,
+    },
+    /// The header is longer than any real one.
+    #[error("{}: the header is {found} bytes long, at most {MAX_HEADER} are allowed", path.display())]
+    HeaderTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The length it states.
+        found: u64,
+    },
+    /// The header is not JSON of the right form; the reason names the tensor.
+    #[error("{}: the header is malformed: {source}", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The elements are of a type that is not read.
+    #[error("{}: tensor `{tensor}` is {found}, expected F32, F16, BF16, I32 or I64", path.display())]
+    DType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        found: Dtype,
+    },
+    /// Shape and bytes do not fit together.
+    #[error(
+        "{}: tensor `{tensor}` of {dtype} {shape:?} needs {} bytes, found {found}",
+        path.display(),
+        expected.map_or_else(|| "more than 2^64".to_owned(), |bytes| bytes.to_string())
+    )]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its element type.
+        dtype: Dtype,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// The bytes of such a tensor, if their number can be written down.
+        expected: Option<u64>,
+        /// The bytes that its offsets span.
+        found: u64,
+    },
+    /// Tensors overlap or leave a gap.
+    #[error("{}: tensor `{tensor}` spans bytes {begin} to {end}, expected it to start at {expected}", path.display())]
+    Offsets {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Where it starts.
+        begin: u64,
+        /// Where it ends.
+        end: u64,
+        /// Where the tensor before it ends.
+        expected: u64,
+    },
+    /// The file ends before a tensor does.
+    #[error("{}: tensor `{tensor}` ends at byte {end} of the data, but the file has {found}", path.display())]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// The first tensor that is cut off.
+        tensor: String,
+        /// Where it ends.
+        end: u64,
+        /// The bytes of data there are.
+        found: u64,
+    },
+    /// The file goes on after the last tensor.
+    #[error("{}: the tensors take {expected} bytes, but the file has {found}", path.display())]
+    Trailing {
+        /// The file.
+        path: PathBuf,
+        /// Where the last tensor ends.
+        expected: u64,
+        /// The bytes of data there are.
+        found: u64,
+    },
+    /// There is no memory for a tensor.
+    #[error("{}: there is no memory for the {bytes} bytes of tensor `{tensor}`", path.display())]
+    Memory {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its bytes.
+        bytes: u64,
+    },
+    /// A tensor's elements do not make its shape.
+    #[error("{}: tensor `{tensor}`: {source}", path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        source: TensorError,
+    },
+    /// Two tensors to be written have the same name.
+    #[error("{}: there are two tensors `{tensor}`", path.display())]
+    Duplicate {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        tensor: String,
+    },
+    /// The file could not be written.
+    #[error("{}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: safetensors::SafeTensorError,
+    },
+}
+
+/// Reads every tensor of a safetensors file. `F16` and `BF16` become `f32`, exactly; `F32`, `I32` and `I64` stay.
+///
+/// # Errors
+/// What is wrong with the file, naming it and the tensor; then nothing is read.
+pub fn read_weights(path: impl AsRef<Path>) -> Result<Weights, SafetensorsError> {
+    let path = path.as_ref();
+    let io = |source| SafetensorsError::Io { path: path.to_owned(), source };
+    let file = File::open(path).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    let mut file = BufReader::new(file);
+    let (header, data) = read_header(path, &mut file, length)?;
+    let tensors = check_layout(path, header, data)?;
+    tensors.into_iter().map(|(name, info)| read_tensor(path, &mut file, name, &info)).collect()
+}
+
+/// The tensors that the header lists, and the number of bytes that follow it.
+fn read_header(path: &Path, file: &mut impl Read, length: u64) -> Result<(Header, u64), SafetensorsError> {
+    let truncated =
+        |needed| SafetensorsError::HeaderTruncated { path: path.to_owned(), needed, found: length };
+    let io = |source| SafetensorsError::Io { path: path.to_owned(), source };
+    if length < LENGTH_BYTES {
+        return Err(truncated(LENGTH_BYTES));
+    }
+    let mut prefix = [0; LENGTH_BYTES as usize];
+    file.read_exact(&mut prefix).map_err(io)?;
+    let stated = u64::from_le_bytes(prefix);
+    if stated > MAX_HEADER {
+        return Err(SafetensorsError::HeaderTooLarge { path: path.to_owned(), found: stated });
+    }
+    let end = LENGTH_BYTES + stated;
+    let data = length.checked_sub(end).ok_or_else(|| truncated(end))?;
+    let mut json = vec![0; stated as usize];
+    file.read_exact(&mut json).map_err(io)?;
+    let header = serde_json::from_slice(&json)
+        .map_err(|source| SafetensorsError::Header { path: path.to_owned(), source })?;
+    Ok((header, data))
+}
+
+/// Requires that the tensors, in the order of their offsets, fill the `data` bytes without gap or overlap, and that
+/// each has as many bytes as its type and shape say.
+fn check_layout(
+    path: &Path,
+    Header(mut tensors): Header,
+    data: u64,
+) -> Result<Vec<(String, TensorInfo)>, SafetensorsError> {
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+    let mut position = 0;
+    for (name, info) in &tensors {
+        let (path, tensor) = (path.to_owned(), name.clone());
+        if element_type(info.dtype).is_none() {
+            return Err(SafetensorsError::DType { path, tensor, found: info.dtype });
+        }
+        let (begin, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
+        if begin != position || end < begin {
+            return Err(SafetensorsError::Offsets { path, tensor, begin, end, expected: position });
+        }
+        let (dtype, shape, found) = (info.dtype, info.shape.clone(), end - begin);
+        let expected = byte_count(info);
+        if expected != Some(found) {
+            return Err(SafetensorsError::Size { path, tensor, dtype, shape, expected, found });
+        }
+        if end > data {
+            return Err(SafetensorsError::Truncated { path, tensor, end, found: data });
+        }
+        position = end;
+    }
+    if position != data {
+        return Err(SafetensorsError::Trailing { path: path.to_owned(), expected: position, found: data });
+    }
+    Ok(tensors)
+}
+
+fn byte_count(info: &TensorInfo) -> Option<u64> {
+    let width = info.dtype.bitsize() as u64 / 8;
+    info.shape.iter().try_fold(width, |bytes, &dim| bytes.checked_mul(dim as u64))
+}
+
+/// What a tensor of this type is read as; `None` if it is refused.
+fn element_type(dtype: Dtype) -> Option<DType> {
+    match dtype {
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => Some(DType::F32),
+        Dtype::I32 => Some(DType::I32),
+        Dtype::I64 => Some(DType::I64),
+        _ => None,
+    }
+}
+
+fn read_tensor(
+    path: &Path,
+    file: &mut impl Read,
+    name: String,
+    info: &TensorInfo,
+) -> Result<(String, Tensor), SafetensorsError> {
+    let length = info.data_offsets.1 - info.data_offsets.0;
+    let memory = |bytes: usize| SafetensorsError::Memory {
+        path: path.to_owned(),
+        tensor: name.clone(),
+        bytes: bytes as u64,
+    };
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(length).map_err(|_| memory(length))?;
+    bytes.resize(length, 0);
+    file.read_exact(&mut bytes).map_err(|source| SafetensorsError::Io { path: path.to_owned(), source })?;
+    let shape = info.shape.as_slice();
+    let tensor = match info.dtype {
+        Dtype::F16 => {
+            Tensor::f32(shape, decode(&bytes, |b| half::f16::from_le_bytes(b).to_f32()).map_err(memory)?)
+        }
+        Dtype::BF16 => {
+            Tensor::f32(shape, decode(&bytes, |b| half::bf16::from_le_bytes(b).to_f32()).map_err(memory)?)
+        }
+        Dtype::I32 => Tensor::i32(shape, decode(&bytes, i32::from_le_bytes).map_err(memory)?),
+        Dtype::I64 => Tensor::i64(shape, decode(&bytes, i64::from_le_bytes).map_err(memory)?),
+        // The layout check let nothing else through than F32.
+        _ => Tensor::f32(shape, decode(&bytes, f32::from_le_bytes).map_err(memory)?),
+    };
+    match tensor {
+        Ok(tensor) => Ok((name, tensor)),
+        Err(source) => Err(SafetensorsError::Tensor { path: path.to_owned(), tensor: name, source }),
+    }
+}
+
+/// The elements in `bytes`, each of `N`; the error is how many bytes of memory there were not.
+fn decode<const N: usize, T>(bytes: &[u8], element: impl Fn([u8; N]) -> T) -> Result<Vec<T>, usize> {
+    let (chunks, _) = bytes.as_chunks();
+    let mut elements = Vec::new();
+    elements.try_reserve_exact(chunks.len()).map_err(|_| chunks.len() * size_of::<T>())?;
+    elements.extend(chunks.iter().map(|&chunk| element(chunk)));
+    Ok(elements)
+}
+
+/// Writes tensors to a safetensors file, in place of what was there.
+///
+/// # Errors
+/// Two tensors have the same name, or the file cannot be written.
+pub fn write(path: impl AsRef<Path>, tensors: &[(&str, Tensor)]) -> Result<(), SafetensorsError> {
+    let path = path.as_ref();
+    let mut names = BTreeSet::new();
+    if let Some((name, _)) = tensors.iter().find(|(name, _)| !names.insert(*name)) {
+        return Err(SafetensorsError::Duplicate { path: path.to_owned(), tensor: (*name).to_owned() });
+    }
+    let views = tensors.iter().map(|(name, tensor)| (*name, Written(tensor)));
+    safetensors::serialize_to_file(views, None, path)
+        .map_err(|source| SafetensorsError::Write { path: path.to_owned(), source })
+}
+
+/// A tensor as the format's crate wants to see it.
+struct Written<'a>(&'a Tensor);
+
+impl View for Written<'_> {
+    fn dtype(&self) -> Dtype {
+        match self.0.dtype() {
+            DType::F32 => Dtype::F32,
+            DType::I32 => Dtype::I32,
+            DType::I64 => Dtype::I64,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.0.shape()
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let floats = self.0.as_f32().map(|data| data.iter().flat_map(|x| x.to_le_bytes()).collect());
+        let bytes: Result<Vec<u8>, _> = floats
+            .or_else(|_| self.0.as_i32().map(|data| data.iter().flat_map(|x| x.to_le_bytes()).collect()))
+            .or_else(|_| self.0.as_i64().map(|data| data.iter().flat_map(|x| x.to_le_bytes()).collect()));
+        bytes.expect("a tensor is one of the three types").into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.0.len() * self.0.dtype().bytes()
+    }
+}
+
+/// The header: tensors by name in the order of the file, without the free-form `__metadata__`.
+struct Header(Vec<(String, TensorInfo)>);
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Header;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of tensors by name")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Header, M::Error> {
+                let (mut tensors, mut names) = (Vec::new(), BTreeSet::new());
+                while let Some(name) = map.next_key::<String>()? {
+                    if !names.insert(name.clone()) {
+                        return Err(M::Error::custom(format!("there are two tensors `{name}`")));
+                    }
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                        continue;
+                    }
+                    let info =
+                        map.next_value().map_err(|e| M::Error::custom(format!("tensor `{name}`: {e}")))?;
+                    tensors.push((name, info));
+                }
+                Ok(Header(tensors))
+            }
+        }
+
+        deserializer.deserialize_map(Entries)
+    }
+}
