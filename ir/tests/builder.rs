@@ -1,8 +1,9 @@
 //! The builder: errors with their lines, all at once; names that stay; blocks; copies of graphs; editing.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may")]
 
 use engraft_ir::DType::{F32, I32};
 use engraft_ir::ops::{Constant, EpsilonAt, Reduction, Unary};
-use engraft_ir::{Axis, Cause, Graph, GraphBuilder, GraphError, Op, dims, text};
+use engraft_ir::{Axis, Cause, Graph, GraphBuilder, GraphError, Node, Op, dims, text};
 use std::collections::BTreeSet;
 
 #[test]
@@ -213,7 +214,7 @@ fn what_no_output_needs_is_dropped_but_inputs_stay() {
     let _ = g.param("dead_param", F32, dims![2]);
     g.output("y", x.tanh());
     let graph = g.finish().unwrap();
-    let names: Vec<_> = graph.nodes().map(|node| node.name()).collect();
+    let names: Vec<_> = graph.nodes().map(Node::name).collect();
     assert_eq!(names, ["x", "unused", "x.tanh"]);
 }
 

@@ -29,7 +29,7 @@ proptest! {
         prop_assert_eq!(a.clone() * (b.clone() + &c), a.clone() * &b + a.clone() * &c);
         prop_assert_eq!(a.clone() + 0, a.clone());
         prop_assert_eq!(a.clone() * 1, a.clone());
-        prop_assert_eq!(a.clone() * 0, Dim::fixed(0));
+        prop_assert_eq!(a.clone() * Dim::fixed(0), Dim::fixed(0));
         prop_assert_eq!((a.clone() + &b).checked_sub(&b), Some(a));
     }
 

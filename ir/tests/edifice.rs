@@ -1,4 +1,5 @@
 //! DoRA's two meanings against numbers computed by Edifice's formulas in float64, in all three of its forms.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may")]
 
 use engraft_ir::DType::F32;
 use engraft_ir::eval::{Values, eval};

@@ -1,4 +1,6 @@
 //! Every op's reference meaning against values worked out by hand, or by a formula written another way.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may")]
+#![allow(clippy::cloned_ref_to_slice_refs, reason = "a list of one source reads like a list of many")]
 
 use engraft_ir::eval::{Values, eval};
 use engraft_ir::ops::{Binary, Unary};
@@ -6,6 +8,7 @@ use engraft_ir::value::{EvalError, Value};
 use engraft_ir::{Op, text};
 use engraft_testing::{assert_close, assert_values_close, bindings, ids, real};
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 
 /// Runs lines of text; sources are `f32` or `i64` of the given values' shapes, and the result is the node `y`.
 #[track_caller]
@@ -13,7 +16,7 @@ fn run(sources: &[(&str, Value)], lines: &str) -> Result<Value, EvalError> {
     let mut graph = "engraft 1\ngraph meaning\n".to_owned();
     for (name, value) in sources {
         let dtype = if value.as_real().is_ok() { "f32" } else { "i64" };
-        graph += &format!("{name}: {dtype}{:?} = input()\n", value.shape());
+        let _ = writeln!(graph, "{name}: {dtype}{:?} = input()", value.shape());
     }
     let graph = text::parse(&format!("{graph}{lines}\noutput y = y")).unwrap();
     let values: Values = sources.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();

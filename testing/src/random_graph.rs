@@ -2,6 +2,8 @@
 //! that every list of steps is a graph, and a shorter list a smaller one: proptest shrinks well. Values stay where floats
 //! behave: no roots of negatives, no division by nearly 0, no growth without bound.
 
+#![expect(clippy::unnecessary_wraps, reason = "every kind of step has one signature")]
+
 use engraft_ir::DType::{F32, I64};
 use engraft_ir::ops::{Constant, EpsilonAt, OutputDora, Reduction, Unary};
 use engraft_ir::{Axis, Bindings, Dim, Graph, GraphBuilder, Shape, Symbol, Tensor, TensorType, dims};
@@ -180,9 +182,13 @@ fn binary_with_param<'g>(
     ty: &TensorType,
 ) -> Option<Tensor<'g>> {
     let last = fixed_last(ty)?;
-    let shape = if step.size % 2 == 0 { dims![last] } else { dims![1, 1] };
+    let shape = if step.size.is_multiple_of(2) { dims![last] } else { dims![1, 1] };
     let other = making.param(step.size, shape);
-    Some(if step.with % 2 == 0 { combine(step.choice, on, other) } else { combine(step.choice, other, on) })
+    Some(if step.with.is_multiple_of(2) {
+        combine(step.choice, on, other)
+    } else {
+        combine(step.choice, other, on)
+    })
 }
 
 fn divide<'g>(making: &mut Making<'g>, step: Step, on: Tensor<'g>, ty: &TensorType) -> Option<Tensor<'g>> {
@@ -199,13 +205,13 @@ fn constant<'g>(making: &mut Making<'g>, step: Step, on: Tensor<'g>, ty: &Tensor
 fn dense<'g>(making: &mut Making<'g>, step: Step, on: Tensor<'g>, ty: &TensorType) -> Option<Tensor<'g>> {
     let (input, output) = (fixed_last(ty)?, usize::from(step.size));
     let weight = making.param(step.choice / 2, dims![output, input]);
-    let bias = (step.choice % 2 == 0).then(|| making.param(0, dims![output]));
+    let bias = (step.choice.is_multiple_of(2)).then(|| making.param(0, dims![output]));
     Some(on.dense(weight, bias))
 }
 
 fn lora<'g>(making: &mut Making<'g>, step: Step, on: Tensor<'g>, ty: &TensorType) -> Option<Tensor<'g>> {
     let [weight, a, b] = making.layer(step, ty)?;
-    Some(if step.choice % 2 == 0 {
+    Some(if step.choice.is_multiple_of(2) {
         on.dense(weight, None) + on.lora_apply(a, b, 0.5)
     } else {
         on.dense(weight + Tensor::lora_delta(a, b, 0.5), None)
@@ -215,7 +221,7 @@ fn lora<'g>(making: &mut Making<'g>, step: Step, on: Tensor<'g>, ty: &TensorType
 fn dora<'g>(making: &mut Making<'g>, step: Step, on: Tensor<'g>, ty: &TensorType) -> Option<Tensor<'g>> {
     let [weight, a, b] = making.layer(step, ty)?;
     let m = making.param(step.choice, dims![usize::from(step.size)]);
-    let bias = (step.choice % 3 == 0).then(|| making.param(0, dims![usize::from(step.size)]));
+    let bias = (step.choice.is_multiple_of(3)).then(|| making.param(0, dims![usize::from(step.size)]));
     let direction = (weight + Tensor::lora_delta(a, b, 0.5)).normalize(Axis::IN);
     Some(on.dense(direction.magnitude(m, Axis::OUT), bias))
 }
@@ -235,7 +241,7 @@ fn output_dora<'g>(
 fn fused<'g>(making: &mut Making<'g>, step: Step, on: Tensor<'g>, ty: &TensorType) -> Option<Tensor<'g>> {
     let [weight, a, b] = making.layer(step, ty)?;
     let m = making.param(step.choice, dims![usize::from(step.size)]);
-    let bias = (step.with % 2 == 0).then(|| making.param(0, dims![usize::from(step.size)]));
+    let bias = (step.with.is_multiple_of(2)).then(|| making.param(0, dims![usize::from(step.size)]));
     Some(match step.choice % 3 {
         0 => on.lora(weight, a, b, bias, 0.5),
         1 => on.dora(weight, a, b, m / weight.lora_norm(a, b, 0.5), bias, 0.5),
@@ -259,7 +265,7 @@ fn reduce<'g>(_: &mut Making<'g>, step: Step, on: Tensor<'g>, ty: &TensorType) -
     let reductions = [Reduction::Sum, Reduction::Mean, Reduction::Max];
     let axis = axis(step, ty)? as i64;
     // Some tensors must keep axes to go on with.
-    let keep = ty.rank() < 3 || step.size % 2 == 0;
+    let keep = ty.rank() < 3 || step.size.is_multiple_of(2);
     Some(on.reduce(reductions[usize::from(step.choice) % 3], &[axis], keep))
 }
 
@@ -274,16 +280,20 @@ fn layer_norm<'g>(
     ty: &TensorType,
 ) -> Option<Tensor<'g>> {
     let last = fixed_last(ty)?;
-    let weight = (step.choice % 2 == 0).then(|| making.param(step.size, dims![last]));
-    let bias = (step.choice % 3 == 0).then(|| making.param(step.size, dims![last]));
-    Some(if step.with % 2 == 0 { on.layer_norm(weight, bias, 1e-3) } else { on.rms_norm(weight, 1e-3) })
+    let weight = (step.choice.is_multiple_of(2)).then(|| making.param(step.size, dims![last]));
+    let bias = (step.choice.is_multiple_of(3)).then(|| making.param(step.size, dims![last]));
+    Some(if step.with.is_multiple_of(2) {
+        on.layer_norm(weight, bias, 1e-3)
+    } else {
+        on.rms_norm(weight, 1e-3)
+    })
 }
 
 fn matmul<'g>(making: &mut Making<'g>, step: Step, on: Tensor<'g>, ty: &TensorType) -> Option<Tensor<'g>> {
     if ty.rank() < 2 {
         return None;
     }
-    if step.choice % 2 == 0 {
+    if step.choice.is_multiple_of(2) {
         let last = fixed_last(ty)?;
         let right = making.param(step.choice / 2, dims![last, usize::from(step.size)]);
         return Some(on.matmul(right));
@@ -308,7 +318,7 @@ fn broadcast<'g>(_: &mut Making<'g>, step: Step, on: Tensor<'g>, ty: &TensorType
     if ty.rank() >= 4 {
         return None;
     }
-    let lead = if step.choice % 2 == 0 { Dim::fixed(2) } else { Dim::symbol("seq") };
+    let lead = if step.choice.is_multiple_of(2) { Dim::fixed(2) } else { Dim::symbol("seq") };
     Some(on.broadcast(std::iter::once(lead).chain(ty.shape.iter().cloned()).collect()))
 }
 
