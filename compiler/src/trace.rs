@@ -133,7 +133,7 @@ pub enum Reason {
         bias: String,
     },
     /// The norm has an epsilon where the form has none, or in another place.
-    #[error("the norm has epsilon {epsilon}{}; {expected}", if *.inside { " inside the root" } else { " outside the root" })]
+    #[error("the norm has epsilon {epsilon:?}{}; {expected}", if *.inside { " inside the root" } else { " outside the root" })]
     Epsilon {
         /// The epsilon found.
         epsilon: f64,
@@ -213,16 +213,35 @@ impl fmt::Display for Event {
 impl fmt::Display for Rewrite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "  {} at {}", self.rule, self.node)?;
-        self.before.iter().try_for_each(|line| write!(f, "\n    - {line}"))?;
-        self.after.iter().try_for_each(|line| write!(f, "\n    + {line}"))?;
-        self.conditions.iter().try_for_each(|condition| write!(f, "\n    because {condition}"))
+        self.before.iter().try_for_each(|line| wrapped(f, "- ", line))?;
+        self.after.iter().try_for_each(|line| wrapped(f, "+ ", line))?;
+        self.conditions.iter().try_for_each(|condition| wrapped(f, "if ", condition))
     }
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "  refused {} at {}:\n    {}", self.rule, self.node, self.reason)
+        write!(f, "  refused {} at {}", self.rule, self.node)?;
+        wrapped(f, "since ", &self.reason.to_string())
     }
+}
+
+/// A line of an event, broken between words where it is too long.
+fn wrapped(f: &mut fmt::Formatter<'_>, mark: &str, text: &str) -> fmt::Result {
+    const WIDTH: usize = 80;
+    write!(f, "\n    {mark}")?;
+    let mut column = 4 + mark.len();
+    for (i, word) in text.split(' ').enumerate() {
+        let length = word.chars().count();
+        if i > 0 && column + 1 + length > WIDTH {
+            write!(f, "\n        {word}")?;
+            column = 8 + length;
+        } else {
+            write!(f, "{}{word}", if i > 0 { " " } else { "" })?;
+            column += length + usize::from(i > 0);
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Display for Staged {

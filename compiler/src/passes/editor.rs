@@ -156,8 +156,12 @@ impl Editor {
         if self.added.contains(&new) && self.is_retired(old) {
             self.graph.rename(new, &name)?;
         }
-        let added = std::mem::take(&mut self.added);
-        let after = added.iter().filter(|id| !self.is_retired(**id)).map(|&id| self.line(id)).collect();
+        let mut added = std::mem::take(&mut self.added);
+        added.retain(|id| !self.is_retired(*id));
+        if added.is_empty() {
+            added.push(new);
+        }
+        let after = added.iter().map(|&id| self.line(id)).collect();
         self.events.push(Event::Rewrite(Rewrite { rule, node: name, before, after, conditions }));
         Ok(())
     }

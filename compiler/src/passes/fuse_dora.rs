@@ -31,12 +31,14 @@ const WEIGHT_FORM: &str = "dora";
 const OUTPUT_FORM: &str = "output_dora";
 
 fn run(editor: &mut Editor) -> Result<(), PassError> {
+    // First, so that a gain that somebody named is the gain that fusion looks for.
+    norms(editor)?;
     for _ in 0..MAX_ROUNDS {
         if !layers(editor)? {
             break;
         }
     }
-    norms(editor)
+    Ok(())
 }
 
 /// A layer to fuse: the normal form inside, and what its output is multiplied with.
@@ -319,7 +321,7 @@ fn fuse_output(
     Ok(())
 }
 
-/// Norms of adapted weights that no layer took along are `lora_norm` too, which needs no adapted weight.
+/// The norm of an adapted weight's rows is `lora_norm`, which needs no adapted weight.
 fn norms(editor: &mut Editor) -> Result<(), PassError> {
     let graph = editor.graph().clone();
     let linear = Linear::of(&graph);

@@ -48,7 +48,11 @@ fn layers(editor: &mut Editor) -> Result<bool, PassError> {
         if !plain || !layer.has_plain_bias() {
             continue;
         }
+        let operands = graph.operands(id);
+        let extends_lora = operands.iter().flatten().any(|&o| matches!(graph.node(o).op(), Op::Lora(_)));
         match layer.shared(&linear, editor, id) {
+            // Only a bias stays outside.
+            Some(_) if extends_lora => {}
             Some(reason) => refused.push((id, reason)),
             None => {
                 fuse(editor, &linear, id, &layer)?;
