@@ -3,7 +3,9 @@
 
 use crate::codegen::Clif;
 use crate::jit::{self, JitError};
+use crate::pipeline::{self, Optimized, PipelineError};
 use crate::plan::{self, Plan, PlanError, PlanInvariant, PlanOptions};
+use crate::trace::Trace;
 use engraft_ir::Graph;
 use engraft_runtime::Program;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +17,8 @@ pub struct Options {
     /// Whether to rewrite the graph and fuse its kernels. Without, every node runs as it was written, as a kernel of its
     /// own.
     pub optimize: bool,
-    /// Whether to fold each adapter into its layer's weight when it is loaded.
+    /// Whether to fold each adapter into its layer's weight when it is loaded. Layers must be recognised for that, so
+    /// the graph is rewritten even without `optimize`.
     pub merge: bool,
 }
 
@@ -28,6 +31,9 @@ impl Default for Options {
 /// Why a graph could not be compiled.
 #[derive(Debug, Error)]
 pub enum CompileError {
+    /// The optimiser stopped.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
     /// The graph cannot be planned.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -52,6 +58,8 @@ fn list(errors: &[PlanInvariant]) -> String {
 pub struct Compiled {
     /// The graph that was planned.
     pub graph: Graph,
+    /// What each pass did to it.
+    pub trace: Trace,
     /// The plan.
     pub plan: Plan,
     /// The text of the code.
@@ -67,7 +75,17 @@ pub fn compilations() -> u64 {
     COMPILATIONS.load(Ordering::Relaxed)
 }
 
-/// The plan of a graph, verified.
+/// The graph that these options plan, and how it came to be.
+///
+/// # Errors
+/// [`CompileError::Pipeline`].
+pub fn optimize(graph: &Graph, options: &Options) -> Result<Optimized, CompileError> {
+    let Options { optimize, merge } = *options;
+    let passes = if optimize || merge { pipeline::passes(pipeline::Options { merge }) } else { Vec::new() };
+    Ok(pipeline::run(graph, &passes)?)
+}
+
+/// The plan of a graph as it stands, verified.
 ///
 /// # Errors
 /// [`CompileError::Plan`] or [`CompileError::Invariant`].
@@ -83,8 +101,9 @@ pub fn plan(graph: &Graph, options: &Options) -> Result<Plan, CompileError> {
 /// # Errors
 /// [`CompileError`].
 pub fn compile(graph: &Graph, options: &Options) -> Result<Compiled, CompileError> {
-    let plan = plan(graph, options)?;
+    let Optimized { graph, trace } = optimize(graph, options)?;
+    let plan = plan(&graph, options)?;
     let jitted = jit::compile(&plan)?;
     COMPILATIONS.fetch_add(1, Ordering::Relaxed);
-    Ok(Compiled { graph: graph.clone(), plan, clif: jitted.clif, program: jitted.program })
+    Ok(Compiled { graph, trace, plan, clif: jitted.clif, program: jitted.program })
 }

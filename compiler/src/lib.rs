@@ -3,12 +3,16 @@
 //! Data flows one way: graph, optimised graph, [`plan`](mod@plan), code, program. Each level prints and is verified.
 #![deny(unsafe_code)]
 
+pub mod check;
 mod codegen;
 mod compile;
 mod jit;
+pub mod passes;
+pub mod pipeline;
 pub mod plan;
+pub mod trace;
 pub mod values;
 
 pub use codegen::{Clif, CodegenError, Emitted, SIZES_FUNCTION, STAGE_FUNCTIONS, emit};
-pub use compile::{CompileError, Compiled, Options, compilations, compile, plan};
+pub use compile::{CompileError, Compiled, Options, compilations, compile, optimize, plan};
 pub use jit::{JitError, Jitted, compile as jit};

@@ -1,0 +1,182 @@
+//! Translation validation: whether two graphs compute the same, by evaluating both in the reference interpreter on the
+//! same random values. It knows no pass, so it can catch any that is wrong.
+
+use crate::trace::Trace;
+use engraft_ir::eval::{Values, eval};
+use engraft_ir::ops::Gather;
+use engraft_ir::value::{EvalError, Value};
+use engraft_ir::{Bindings, DimError, Graph, Node, NodeId, Op};
+use ndarray::{ArrayD, IxDyn};
+use thiserror::Error;
+
+/// Why two graphs could not be compared, or differ in kind.
+#[derive(Clone, Debug, Error, PartialEq)]
+pub enum CheckError {
+    /// A graph could not be evaluated.
+    #[error("the graph {side} cannot be evaluated: {source}")]
+    Eval {
+        /// Which graph: `before` or `after`.
+        side: &'static str,
+        /// Why.
+        source: EvalError,
+    },
+    /// A source's shape is unknown.
+    #[error("no values for `{node}`: {source}")]
+    Shape {
+        /// The source.
+        node: String,
+        /// Why.
+        source: DimError,
+    },
+    /// An output is missing, or has another shape or kind.
+    #[error("output `{output}` is {before} before and {after} after")]
+    Output {
+        /// The output.
+        output: String,
+        /// What it is before.
+        before: String,
+        /// What it is after.
+        after: String,
+    },
+}
+
+/// What the check of one pass found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PassCheck {
+    /// The pass.
+    pub pass: &'static str,
+    /// How many rewrites it made.
+    pub rewrites: usize,
+    /// The largest relative difference between its graph and the one it was given.
+    pub difference: f64,
+}
+
+/// Evaluates both graphs on the same random values, and returns the largest difference of any output's element,
+/// relative to that output's largest magnitude: about 1e-15 for graphs that mean the same, infinite where one has a
+/// NaN or an infinity that the other has not. Symbols that `bindings` leaves open get small sizes of their own.
+///
+/// # Errors
+/// [`CheckError`].
+pub fn compare(before: &Graph, after: &Graph, bindings: &Bindings, seed: u64) -> Result<f64, CheckError> {
+    let values = sample(before, bindings, seed)?;
+    let run = |graph, side| eval(graph, &values).map_err(|source| CheckError::Eval { side, source });
+    let (before, after) = (run(before, "before")?, run(after, "after")?);
+    let mut worst = 0.0f64;
+    for name in before.keys().chain(after.keys()) {
+        let (old, new) = (before.get(name), after.get(name));
+        let difference = old.zip(new).and_then(|(old, new)| difference(old, new));
+        let difference = difference.ok_or_else(|| CheckError::Output {
+            output: name.clone(),
+            before: describe(old),
+            after: describe(new),
+        })?;
+        worst = worst.max(difference);
+    }
+    Ok(worst)
+}
+
+/// Compares the graph before and after each pass of a trace.
+///
+/// # Errors
+/// As [`compare`].
+pub fn check_trace(trace: &Trace, bindings: &Bindings, seed: u64) -> Result<Vec<PassCheck>, CheckError> {
+    let check = |pass: &crate::trace::PassTrace| {
+        let difference = compare(&pass.before, &pass.after, bindings, seed)?;
+        Ok(PassCheck { pass: pass.pass, rewrites: pass.rewrite_count(), difference })
+    };
+    trace.passes.iter().map(check).collect()
+}
+
+/// The largest difference relative to the largest magnitude; `None` if shapes or kinds differ.
+fn difference(old: &Value, new: &Value) -> Option<f64> {
+    if old.shape() != new.shape() {
+        return None;
+    }
+    match (old, new) {
+        (Value::Int(old), Value::Int(new)) => Some(if old == new { 0.0 } else { f64::INFINITY }),
+        (Value::Real(old), Value::Real(new)) => {
+            let finite = old.iter().chain(new).filter(|v| v.is_finite());
+            let scale = finite.fold(f64::MIN_POSITIVE, |scale, v| scale.max(v.abs()));
+            let pairs = old.iter().zip(new);
+            Some(pairs.map(|(&a, &b)| element(a, b) / scale).fold(0.0, f64::max))
+        }
+        _ => None,
+    }
+}
+
+fn element(a: f64, b: f64) -> f64 {
+    let same = a == b || (a.is_nan() && b.is_nan());
+    match (same, (a - b).abs()) {
+        (true, _) => 0.0,
+        (false, distance) if distance.is_finite() => distance,
+        _ => f64::INFINITY,
+    }
+}
+
+fn describe(value: Option<&Value>) -> String {
+    match value {
+        None => "missing".to_owned(),
+        Some(Value::Real(v)) => format!("floats {:?}", v.shape()),
+        Some(Value::Int(v)) => format!("integers {:?}", v.shape()),
+    }
+}
+
+/// A random value for every input and parameter: floats in ±1, ids within every table they may reach.
+fn sample(graph: &Graph, bindings: &Bindings, seed: u64) -> Result<Values, CheckError> {
+    let mut bindings = bindings.clone();
+    let symbols = graph.nodes().flat_map(|node| node.shape().symbols());
+    for (symbol, size) in symbols.collect::<std::collections::BTreeSet<_>>().into_iter().zip(2..) {
+        bindings.entry(symbol).or_insert(size);
+    }
+    let mut random = Random(seed);
+    let mut values = Values::new();
+    for id in graph.order() {
+        let node = graph.node(id);
+        if !matches!(node.op(), Op::Input(_) | Op::Param(_)) {
+            continue;
+        }
+        let size = |node: &Node| {
+            let at_node = |source| CheckError::Shape { node: node.name().to_owned(), source };
+            node.shape().eval(&bindings).map_err(at_node)
+        };
+        let shape = IxDyn(&size(node)?);
+        let value = if node.ty().dtype.is_float() {
+            Value::Real(ArrayD::from_shape_simple_fn(shape, || random.unit() * 2.0 - 1.0))
+        } else {
+            let tables = tables(graph, id).into_iter().map(|table| size(graph.node(table)));
+            let rows = tables.collect::<Result<Vec<_>, _>>()?.into_iter().map(|shape| shape[0]).min();
+            let rows = rows.unwrap_or(2) as f64;
+            Value::Int(ArrayD::from_shape_simple_fn(shape, || (random.unit() * rows) as i64))
+        };
+        values.insert(node.name().to_owned(), value);
+    }
+    Ok(values)
+}
+
+/// The tables that ids may be looked up in.
+fn tables(graph: &Graph, ids: NodeId) -> Vec<NodeId> {
+    let mut open = vec![ids];
+    let mut found = Vec::new();
+    while let Some(id) = open.pop() {
+        for (user, slot) in graph.users(id) {
+            match graph.node(user).op() {
+                Op::Gather(_) if slot == Gather::IDS => found.extend(graph.operand(user, Gather::TABLE)),
+                _ => open.push(user),
+            }
+        }
+    }
+    found
+}
+
+/// SplitMix64 (Steele, Lea and Flood, 2014).
+struct Random(u64);
+
+impl Random {
+    /// Uniform in [0, 1).
+    fn unit(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
