@@ -315,9 +315,8 @@ fn fuse_output(
     let new = editor.add(&format!("{name}.output_dora"), op, &ids)?;
     let conditions = vec![
         format!("the layer is x·Wᵀ with W = {}", layer.weight_sum().describe(linear.graph)),
-        format!(
-            "the norm is of its output, bias included, over the output axis, with {epsilon} inside the root"
-        ),
+        "the norm is of its output, bias included, over the output axis".to_owned(),
+        format!("epsilon, {epsilon:?}, is inside the root"),
         "the magnitude runs along the output axis".to_owned(),
     ];
     editor.replace(OUTPUT_FORM, root, new, conditions)?;
