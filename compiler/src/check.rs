@@ -168,7 +168,7 @@ fn tables(graph: &Graph, ids: NodeId) -> Vec<NodeId> {
     found
 }
 
-/// SplitMix64 (Steele, Lea and Flood, 2014).
+/// `SplitMix64` (Steele, Lea and Flood, 2014).
 struct Random(u64);
 
 impl Random {
