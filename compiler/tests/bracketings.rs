@@ -4,9 +4,9 @@
 
 mod layer;
 
-use layer::{Layer, SCALE, column, norms, optimized, same, squares};
 use engraft_ir::ops::EpsilonAt;
 use engraft_ir::{DType::F32, Graph, GraphBuilder, Tensor, dims};
+use layer::{Layer, SCALE, column, norms, optimized, same, squares};
 use proptest::prelude::*;
 use std::cell::Cell;
 

@@ -4,12 +4,12 @@
 
 mod layer;
 
-use layer::{SCALE, layer, shapes};
 use engraft_compiler::check::{CheckError, PassCheck, check_trace, compare};
 use engraft_compiler::passes::{Editor, Pass, PassError};
 use engraft_compiler::pipeline::{PipelineError, default_passes, run};
 use engraft_ir::ops::{Constant, Dora, Normalize};
 use engraft_ir::{Bindings, DType::F32, Graph, GraphBuilder, NodeId, Op, dims};
+use layer::{SCALE, layer, shapes};
 
 /// DoRA in weight space with a bias.
 fn graph() -> Graph {

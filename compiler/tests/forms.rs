@@ -2,9 +2,9 @@
 
 mod layer;
 
-use layer::{Layer, SCALE, Write, column, layer, norms, ops, optimized, same, shapes, squares};
 use engraft_ir::Tensor;
 use engraft_ir::ops::EpsilonAt;
+use layer::{Layer, SCALE, Write, column, layer, norms, ops, optimized, same, shapes, squares};
 
 /// What a form must become.
 type Expected = &'static [(&'static str, usize)];

@@ -4,12 +4,12 @@
 
 mod layer;
 
-use layer::{Layer, SCALE, column, layer, norms, ops, optimized, same, shapes, squares};
 use engraft_compiler::passes::{MergeError, Pass, PassError, canonicalize, constant_fold, cse, stage};
 use engraft_compiler::pipeline::{Optimized, Options, PipelineError, optimize, run};
 use engraft_compiler::trace::Reason;
 use engraft_ir::ops::{Constant, EpsilonAt};
 use engraft_ir::{Bindings, DType::F32, Graph, GraphBuilder, Stage, Tensor, dims, text};
+use layer::{Layer, SCALE, column, layer, norms, ops, optimized, same, shapes, squares};
 
 /// The graph after one pass, and the ops in it.
 fn after(pass: Pass, graph: &Graph) -> Optimized {

@@ -3,10 +3,10 @@
 
 mod layer;
 
-use layer::{Layer, SCALE, Write, column, layer, norms, optimized, same, shapes, squares};
 use engraft_compiler::trace::Reason;
 use engraft_ir::Tensor;
 use engraft_ir::ops::EpsilonAt;
+use layer::{Layer, SCALE, Write, column, layer, norms, optimized, same, shapes, squares};
 
 type Refused = fn(&Reason) -> bool;
 

@@ -2,8 +2,8 @@
 
 mod layer;
 
-use layer::{SCALE, Write, column, layer, norms, optimized, shapes, squares};
 use engraft_ir::text;
+use layer::{SCALE, Write, column, layer, norms, optimized, shapes, squares};
 
 fn report(write: Write) -> String {
     let optimized = optimized(&layer(shapes()[0].clone(), write));
