@@ -2,7 +2,7 @@
 //! is `docs/json-format.md`. Reading is strict and bounded; it knows nothing about weights.
 
 use crate::op::MAX_OPERANDS;
-use crate::reader::{Bounded, Draft, MAX_BYTES, NodeError, Reader, StrictMap, list};
+use crate::reader::{Bounded, Draft, MAX_BYTES, NodeError, Object, Reader, StrictMap, list};
 use crate::text::VERSION;
 use crate::{Graph, GraphError, MAX_NODES, MAX_OUTPUTS, Stage, Stages, TensorType, VerifyError};
 use serde::{Deserialize, Serialize};
@@ -91,8 +91,8 @@ struct Document {
     #[serde(rename = "engraft")]
     _version: u64,
     name: String,
-    nodes: Bounded<NodeRead, MAX_NODES>,
-    outputs: Bounded<OutputEntry<String>, MAX_OUTPUTS>,
+    nodes: Bounded<Object<NodeRead>, MAX_NODES>,
+    outputs: Bounded<Object<OutputEntry<String>>, MAX_OUTPUTS>,
 }
 
 #[derive(Deserialize)]
@@ -105,7 +105,7 @@ struct NodeRead {
     #[serde(default)]
     attributes: StrictMap,
     #[serde(rename = "type")]
-    ty: Option<TensorType>,
+    ty: Option<Object<TensorType>>,
     stage: Option<Stage>,
 }
 
@@ -145,24 +145,24 @@ pub fn from_slice(json: &[u8]) -> Result<Graph, JsonError> {
     if json.len() > MAX_BYTES {
         return Err(JsonError::TooLong { found: json.len() });
     }
-    let Version { engraft } = serde_json::from_slice(json)?;
+    let Object(Version { engraft }) = serde_json::from_slice(json)?;
     if engraft != Some(VERSION) {
         return Err(JsonError::Version { found: engraft });
     }
-    let document: Document = serde_json::from_slice(json)?;
+    let Object(document) = serde_json::from_slice::<Object<Document>>(json)?;
     let mut reader = Reader::new(&document.name).map_err(|source| JsonError::Name { source })?;
-    for (index, node) in document.nodes.0.into_iter().enumerate() {
+    for (index, Object(node)) in document.nodes.0.into_iter().enumerate() {
         let draft = Draft {
             name: &node.name,
             op: &node.op,
             attributes: node.attributes.0,
             operands: node.operands.0.iter().map(Option::as_deref).collect(),
-            ty: node.ty,
+            ty: node.ty.map(|ty| ty.0),
             stage: node.stage,
         };
         reader.node(index, draft).map_err(|source| JsonError::Node { index, source })?;
     }
-    for (index, output) in document.outputs.0.iter().enumerate() {
+    for (index, Object(output)) in document.outputs.0.iter().enumerate() {
         reader.output(&output.name, &output.node).map_err(|source| JsonError::Output { index, source })?;
     }
     reader.finish(|index, source| JsonError::Node { index, source }, |errors| JsonError::Invalid { errors })
