@@ -86,6 +86,26 @@ fn kernels_agree_and_threads_do_not_matter() {
     }
 }
 
+/// Bit for bit: however many rows there are, the arithmetic of one is the same.
+#[test]
+fn a_row_does_not_depend_on_its_neighbours() {
+    let graph = layer();
+    let mut session = model(&graph, context(2, None), 3).session();
+    let x: Vec<f32> = (0..101 * 37).map(|i: i32| (i * 7919 % 1000) as f32 / 500.0 - 1.0).collect();
+    let mut run = |rows: &[f32]| {
+        let x = Tensor::f32(&[rows.len() / 37, 37], rows.to_vec()).unwrap();
+        session.run(&[("x", &x)]).unwrap()
+    };
+    let together = run(&x);
+    for (first, count) in [(0, 1), (1, 2), (5, 7), (99, 2), (3, 97)] {
+        let alone = run(&x[first * 37..(first + count) * 37]);
+        for ((name, alone), (_, together)) in alone.iter().zip(&together) {
+            let rows = &together.as_f32().unwrap()[first * 67..(first + count) * 67];
+            assert_eq!(alone.as_f32().unwrap(), rows, "rows {first}.. of `{name}`");
+        }
+    }
+}
+
 #[test]
 fn code_lives_as_long_as_a_session() {
     let graph = layer();

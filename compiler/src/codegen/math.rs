@@ -217,7 +217,7 @@ impl Emit<'_, '_> {
         let factor = self.mul_add(square, cubic, one);
         let inner = self.mul(factor, x);
         // 2 √(2/π)
-        let root = self.number(width, 1.595_769_1);
+        let root = self.number(width, 1.595_769);
         let doubled = self.mul(inner, root);
         let gate = self.sigmoid(width, doubled);
         self.mul(x, gate)

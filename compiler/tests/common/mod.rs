@@ -5,13 +5,9 @@ use engraft_compiler::plan::check::check_all;
 use engraft_compiler::plan::{PlanOptions, plan};
 use engraft_compiler::values::{to_tensor, to_value};
 use engraft_ir::eval::{Values, eval};
-use engraft_ir::{Bindings, Graph, Op, Stage, Symbol, sample};
+use engraft_ir::{Graph, Op, Stage, sample};
 use engraft_runtime::{Context, Options, Program, Session, Tensor, Weights};
-
-/// The bindings of these symbols.
-pub fn bindings(symbols: &[(&str, u64)]) -> Bindings {
-    symbols.iter().map(|&(name, value)| (Symbol::new(name), value)).collect()
-}
+pub use engraft_testing::bindings;
 
 /// The program of a graph as it stands.
 pub fn program(graph: &Graph, fuse: bool) -> Program {
