@@ -2,7 +2,7 @@
 //! IR; everything else is checked against it. It knows nothing about speed.
 
 use crate::op::Args;
-use crate::value::{EvalError, Value};
+use crate::value::{EvalError, MAX_ELEMENTS, Value};
 use crate::{Bindings, Graph, NodeId, Op};
 use std::collections::BTreeMap;
 
@@ -56,6 +56,9 @@ fn eval_in_order(
             Op::Input(_) | Op::Param(_) => lookup(given, node.name())?.clone(),
             op => {
                 let shape = node.shape().eval(&bindings).map_err(|e| at_node(e.into()))?;
+                if shape.iter().product::<usize>() > MAX_ELEMENTS {
+                    return Err(at_node(EvalError::TooLarge { shape }));
+                }
                 let operands = graph.operands(id);
                 let args: Vec<_> = operands.iter().map(|o| o.map(|o| &values[&o])).collect();
                 op.eval(Args { values: &args, shape: &shape, bindings: &bindings }).map_err(at_node)?

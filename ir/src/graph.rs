@@ -167,6 +167,9 @@ impl Graph {
     ///
     /// # Errors
     /// The name is taken or ill-formed, or the op's rule is broken.
+    ///
+    /// # Panics
+    /// If an operand is not a node of this graph.
     pub fn add(
         &mut self,
         name: &str,

@@ -1,8 +1,8 @@
 //! Random numbers that are the same on every platform. Every tensor has a stream of its own, told apart by its name,
 //! so that adding one changes no other. Knows nothing about graphs.
 
-use crate::value::Value;
-use crate::{DType, MAX_DIM};
+use crate::DType;
+use crate::value::{MAX_ELEMENTS, Value};
 use ndarray::{ArrayD, IxDyn};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -43,7 +43,7 @@ impl Stream {
 
 /// An array filled by `element`, or `None` if it does not fit into memory.
 fn filled<T>(shape: &[usize], element: impl FnMut() -> T) -> Option<ArrayD<T>> {
-    let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n as u64 <= MAX_DIM)?;
+    let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= MAX_ELEMENTS)?;
     let mut elements = Vec::new();
     elements.try_reserve_exact(count).ok()?;
     elements.extend(std::iter::repeat_with(element).take(count));

@@ -3,6 +3,9 @@
 use ndarray::ArrayD;
 use thiserror::Error;
 
+/// The most elements that a value may have (2^31); beyond it is an error, not an attempt.
+pub const MAX_ELEMENTS: usize = 1 << 31;
+
 /// A tensor's value in the reference interpreter.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -56,6 +59,12 @@ pub enum EvalError {
     Layout {
         /// Ndarray's reason.
         reason: String,
+    },
+    /// A value would have too many elements.
+    #[error("a value of shape {shape:?} is too large: the limit is {MAX_ELEMENTS} elements")]
+    TooLarge {
+        /// The shape.
+        shape: Vec<usize>,
     },
     /// A dim could not be evaluated.
     #[error(transparent)]

@@ -1,5 +1,5 @@
 //! The builder: errors with their lines, all at once; names that stay; blocks; copies of graphs; editing.
-#![allow(clippy::unwrap_used, reason = "helpers of tests may")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use engraft_ir::DType::{F32, I32};
 use engraft_ir::ops::{Constant, EpsilonAt, Reduction, Unary};

@@ -1,5 +1,5 @@
 //! DoRA's two meanings against numbers computed by Edifice's formulas in float64, in all three of its forms.
-#![allow(clippy::unwrap_used, reason = "helpers of tests may")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use engraft_ir::DType::F32;
 use engraft_ir::eval::{Values, eval};

@@ -1,5 +1,5 @@
 //! Initial values and random values: distributions, determinism, ranges, refusals.
-#![allow(clippy::unwrap_used, reason = "helpers of tests may")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use engraft_ir::DType::{F32, I32, I64};
 use engraft_ir::init::{InitError, complete, initialize};

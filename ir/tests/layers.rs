@@ -1,5 +1,5 @@
 //! The layers: their parameters, their meaning at the start, what they wrap, and their refusals.
-#![allow(clippy::unwrap_used, reason = "helpers of tests may")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use engraft_ir::DType::{F32, I64};
 use engraft_ir::eval::{Values, eval};

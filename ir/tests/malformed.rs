@@ -1,5 +1,5 @@
 //! What is not a graph is an error that says why, never a panic, and never memory without bound.
-#![allow(clippy::unwrap_used, reason = "helpers of tests may")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use engraft_ir::json::{self, JsonError};
 use engraft_ir::text::{self, TextError};

@@ -1,5 +1,5 @@
 //! Every op's reference meaning against values worked out by hand, or by a formula written another way.
-#![allow(clippy::unwrap_used, reason = "helpers of tests may")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::cloned_ref_to_slice_refs, reason = "a list of one source reads like a list of many")]
 
 use engraft_ir::eval::{Values, eval};
@@ -287,6 +287,13 @@ fn evaluation_refuses_what_does_not_fit() {
         let error = run(&[table.clone(), ("i", ids(&[1], &[id]))], "y = gather(t, i)").unwrap_err();
         assert_eq!(error.to_string(), format!("`y`: id {id} is outside the table of 2 rows"));
     }
+    let huge = run(
+        &[],
+        "c = constant() {shape: [], values: {\"f32\": [1]}}\ny = broadcast(c) {shape: [1099511627776]}",
+    );
+    assert!(
+        matches!(huge, Err(EvalError::Node { source, .. }) if matches!(*source, EvalError::TooLarge { .. }))
+    );
     let graph = text::parse("engraft 1\ngraph g\nx: f32[2] = input()\ny = relu(x)\noutput y = y").unwrap();
     let run = |values: &[(&str, Value)]| {
         let values = values.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();

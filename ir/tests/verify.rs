@@ -1,5 +1,5 @@
 //! The verifier, and the queries and rewriting of a finished graph.
-#![allow(clippy::unwrap_used, reason = "helpers of tests may")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use engraft_ir::DType::F32;
 use engraft_ir::ops::{Binary, Input, Param, Scale, Unary};

@@ -90,3 +90,22 @@ pub fn assert_values_close(ours: &Values, theirs: &Values, atol: f64, rtol: f64)
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_off_is_found_and_what_is_within_is_not() {
+        assert_eq!(close(&[1.0, f64::NAN, f64::INFINITY], &[1.0, f64::NAN, f64::INFINITY], 0.0, 0.0), Ok(()));
+        assert_eq!(close(&[100.1], &[100.0], 1e-3, 0.0), Ok(()));
+        assert_eq!(close(&[], &[], 0.0, 0.0), Ok(()));
+        for (ours, theirs) in
+            [(1.0, 1.1), (f64::NAN, 1.0), (1.0, f64::NAN), (f64::INFINITY, 1.0), (1.0, f64::INFINITY)]
+        {
+            assert!(close(&[ours], &[theirs], 1e-3, 1e-3).is_err(), "{ours} {theirs}");
+        }
+        let far = close(&[0.0, 0.5, 0.2], &[0.0; 3], 0.1, 0.0).unwrap_err();
+        assert_eq!((far.index, far.ours), (1, 0.5));
+    }
+}
