@@ -5,7 +5,7 @@ use super::{Compared, Times};
 use crate::cli::agreement::TOLERANCE;
 use crate::cli::error::CliError;
 use crate::cli::output::{BAD, FAINT, GOOD, HEADING, Output, cut};
-use engraft::compiler::trace::{Event, Trace};
+use engraft::compiler::trace::{Event, Staged, Trace};
 use engraft::ir::text::expression;
 use engraft::ir::{Graph, Op, Stage, Stages};
 use std::time::Duration;
@@ -58,11 +58,8 @@ pub fn trace(output: &mut Output, trace: &Trace) -> Result<(), CliError> {
                 Event::Refusal(refusal) => {
                     format!("     {:12} refused at {}: {}", refusal.rule, refusal.node, refusal.reason)
                 }
-                Event::Staged(staged) => {
-                    format!(
-                        "     {} is ready at {} load, for each {}",
-                        staged.node, staged.stage, staged.consumer
-                    )
+                Event::Staged(Staged { node, ty, stage, consumer }) => {
+                    format!("     {node}: {ty} is kept from {stage} load on, for each {consumer}")
                 }
             };
             output.line(cut(&line))?;
