@@ -3,10 +3,10 @@
 
 use crate::trace::Trace;
 use engraft_ir::eval::{Values, eval};
-use engraft_ir::ops::Gather;
+use engraft_ir::sample::{self, SampleError};
 use engraft_ir::value::{EvalError, Value};
-use engraft_ir::{Bindings, DimError, Graph, Node, NodeId, Op};
-use ndarray::{ArrayD, IxDyn};
+use engraft_ir::{Bindings, Graph};
+use std::collections::BTreeSet;
 use thiserror::Error;
 
 /// Why two graphs could not be compared, or differ in kind.
@@ -20,14 +20,9 @@ pub enum CheckError {
         /// Why.
         source: EvalError,
     },
-    /// A source's shape is unknown.
-    #[error("no values for `{node}`: {source}")]
-    Shape {
-        /// The source.
-        node: String,
-        /// Why.
-        source: DimError,
-    },
+    /// There are no values to try the graph with.
+    #[error("no values to try the graph with: {0}")]
+    Sample(#[from] SampleError),
     /// An output is missing, or has another shape or kind.
     #[error("output `{output}` is {before} before and {after} after")]
     Output {
@@ -129,62 +124,12 @@ fn describe(value: Option<&Value>) -> String {
     }
 }
 
-/// A random value for every input and parameter: floats in ±1, ids within every table they may reach.
+/// A random value for every input and parameter; symbols that are open get small sizes of their own.
 fn sample(graph: &Graph, bindings: &Bindings, seed: u64) -> Result<Values, CheckError> {
     let mut bindings = bindings.clone();
-    let symbols = graph.nodes().flat_map(|node| node.shape().symbols());
-    for (symbol, size) in symbols.collect::<std::collections::BTreeSet<_>>().into_iter().zip(2..) {
+    let symbols: BTreeSet<_> = graph.nodes().flat_map(|node| node.shape().symbols()).collect();
+    for (symbol, size) in symbols.into_iter().zip(2..) {
         bindings.entry(symbol).or_insert(size);
     }
-    let mut random = Random(seed);
-    let mut values = Values::new();
-    for id in graph.order() {
-        let node = graph.node(id);
-        if !matches!(node.op(), Op::Input(_) | Op::Param(_)) {
-            continue;
-        }
-        let size = |node: &Node| {
-            let at_node = |source| CheckError::Shape { node: node.name().to_owned(), source };
-            node.shape().eval(&bindings).map_err(at_node)
-        };
-        let shape = IxDyn(&size(node)?);
-        let value = if node.ty().dtype.is_float() {
-            Value::Real(ArrayD::from_shape_simple_fn(shape, || random.unit() * 2.0 - 1.0))
-        } else {
-            let tables = tables(graph, id).into_iter().map(|table| size(graph.node(table)));
-            let rows = tables.collect::<Result<Vec<_>, _>>()?.into_iter().map(|shape| shape[0]).min();
-            let rows = rows.unwrap_or(2) as f64;
-            Value::Int(ArrayD::from_shape_simple_fn(shape, || (random.unit() * rows) as i64))
-        };
-        values.insert(node.name().to_owned(), value);
-    }
-    Ok(values)
-}
-
-/// The tables that ids may be looked up in.
-fn tables(graph: &Graph, ids: NodeId) -> Vec<NodeId> {
-    let mut open = vec![ids];
-    let mut found = Vec::new();
-    while let Some(id) = open.pop() {
-        for (user, slot) in graph.users(id) {
-            match graph.node(user).op() {
-                Op::Gather(_) if slot == Gather::IDS => found.extend(graph.operand(user, Gather::TABLE)),
-                _ => open.push(user),
-            }
-        }
-    }
-    found
-}
-
-/// SplitMix64 (Steele, Lea and Flood, 2014).
-struct Random(u64);
-
-impl Random {
-    /// Uniform in [0, 1).
-    fn unit(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
+    Ok(sample::values(graph, &bindings, seed)?)
 }

@@ -4,7 +4,7 @@
 use crate::codegen::Clif;
 use crate::jit::{self, JitError};
 use crate::pipeline::{self, Optimized, PipelineError};
-use crate::plan::{self, Plan, PlanError, PlanInvariant, PlanOptions};
+use crate::plan::{self, Plan, PlanError, PlanInvariant, PlanOptions, check};
 use crate::trace::Trace;
 use engraft_ir::Graph;
 use engraft_runtime::Program;
@@ -44,6 +44,14 @@ pub enum CompileError {
         graph: String,
         /// What is broken.
         errors: Vec<PlanInvariant>,
+    },
+    /// The planner made a plan that misuses memory: a defect of the compiler. Looked for in debug builds.
+    #[error("the plan of `{graph}` misuses memory, which is a defect of the compiler: {source}")]
+    Unsound {
+        /// The graph's name.
+        graph: String,
+        /// What is wrong, and for which values of the symbols.
+        source: check::Unsound,
     },
     /// Code could not be made.
     #[error(transparent)]
@@ -85,14 +93,18 @@ pub fn optimize(graph: &Graph, options: &Options) -> Result<Optimized, CompileEr
     Ok(pipeline::run(graph, &passes)?)
 }
 
-/// The plan of a graph as it stands, verified.
+/// The plan of a graph as it stands, verified, and in debug builds also [checked](check::check_all).
 ///
 /// # Errors
-/// [`CompileError::Plan`] or [`CompileError::Invariant`].
+/// [`CompileError::Plan`], [`CompileError::Invariant`] or [`CompileError::Unsound`].
 pub fn plan(graph: &Graph, options: &Options) -> Result<Plan, CompileError> {
     let plan = plan::plan(graph, PlanOptions { fuse: options.optimize })?;
     plan::verify(&plan)
         .map_err(|errors| CompileError::Invariant { graph: graph.name().to_owned(), errors })?;
+    if cfg!(debug_assertions) {
+        check::check_all(&plan)
+            .map_err(|source| CompileError::Unsound { graph: graph.name().to_owned(), source })?;
+    }
     Ok(plan)
 }
 

@@ -215,7 +215,7 @@ impl fmt::Display for Rewrite {
         write!(f, "  {} at {}", self.rule, self.node)?;
         self.before.iter().try_for_each(|line| wrapped(f, "- ", line))?;
         self.after.iter().try_for_each(|line| wrapped(f, "+ ", line))?;
-        self.conditions.iter().try_for_each(|condition| wrapped(f, "if ", condition))
+        self.conditions.iter().try_for_each(|condition| wrapped(f, "where ", condition))
     }
 }
 

@@ -1,10 +1,12 @@
 //! Random bracketings: whatever way DoRA is written, it fuses; whatever is written, fusing keeps its meaning.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod layer;
 
 use engraft_ir::ops::EpsilonAt;
 use engraft_ir::{DType::F32, Graph, GraphBuilder, Tensor, dims};
-use layer::{Layer, SCALE, column, optimized, same, squares};
+use layer::{Layer, SCALE, column, norms, optimized, same, squares};
 use proptest::prelude::*;
 use std::cell::Cell;
 
@@ -61,7 +63,7 @@ fn adapted<'g>(c: &Choices<'_>, l: &Layer<'g>) -> Tensor<'g> {
 }
 
 fn norm<'g>(c: &Choices<'_>, l: &Layer<'g>) -> Tensor<'g> {
-    if c.flip() { l.w.lora_norm(l.a, l.b, SCALE) } else { l.norms(adapted(c, l)) }
+    if c.flip() { l.w.lora_norm(l.a, l.b, SCALE) } else { norms(adapted(c, l)) }
 }
 
 fn update<'g>(c: &Choices<'_>, l: &Layer<'g>) -> Tensor<'g> {
@@ -94,7 +96,7 @@ fn weight_space<'g>(c: &Choices<'_>, l: &Layer<'g>) -> Tensor<'g> {
     let weight = match c.pick(5) {
         0 => v.normalize(1).magnitude(l.m, 0),
         1 => column(l.m) * (v / squares(v, 1).sqrt()),
-        2 => v * column(l.m / l.norms(v)),
+        2 => v * column(l.m / norms(v)),
         3 => v.magnitude(l.m, 0) * squares(v, 1).rsqrt(),
         _ => return l.x.matmul(v.t().normalize(0) * l.m),
     };

@@ -1,5 +1,7 @@
 //! The checker catches passes that are wrong.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod layer;
 
 use engraft_compiler::check::{CheckError, PassCheck, check_trace, compare};

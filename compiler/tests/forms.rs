@@ -4,7 +4,7 @@ mod layer;
 
 use engraft_ir::Tensor;
 use engraft_ir::ops::EpsilonAt;
-use layer::{Layer, SCALE, Write, column, layer, ops, optimized, same, shapes, squares};
+use layer::{Layer, SCALE, Write, column, layer, norms, ops, optimized, same, shapes, squares};
 
 /// What a form must become.
 type Expected = &'static [(&'static str, usize)];
@@ -70,7 +70,7 @@ fn weight_form_in_weight_space() {
         ("m * normalize", |l| l.x.dense(column(l.m) * l.adapted().normalize(1), None)),
         ("(m / n) * V", |l| {
             let v = l.adapted();
-            l.x.dense(column(l.m / l.norms(v)) * v, None)
+            l.x.dense(column(l.m / norms(v)) * v, None)
         }),
         ("V * (m / n), columns", |l| {
             let v = l.adapted();
@@ -82,7 +82,7 @@ fn weight_form_in_weight_space() {
         }),
         ("m * (V / n)", |l| {
             let v = l.adapted();
-            l.x.dense(column(l.m) * (v / column(l.norms(v))), None)
+            l.x.dense(column(l.m) * (v / column(norms(v))), None)
         }),
         ("V * rsqrt * m", |l| {
             let v = l.adapted();
@@ -148,8 +148,8 @@ fn weight_form_in_activation_space() {
         ("(base + update) * gain", |l| (l.update() + l.x.dense(l.w, None)) * l.gain()),
         ("by magnitude", |l| (l.x.dense(l.w, None) + l.update()).magnitude(l.gain(), -1) + l.bias),
         ("apart", |l| l.gain() * l.x.dense(l.w, None) + l.gain() * l.update() + l.bias),
-        ("m, then n", |l| (l.x.dense(l.w, None) + l.update()) * l.m / l.norms(l.adapted())),
-        ("n, then m", |l| (l.x.dense(l.w, None) + l.update()) / l.norms(l.adapted()) * l.m),
+        ("m, then n", |l| (l.x.dense(l.w, None) + l.update()) * l.m / norms(l.adapted())),
+        ("n, then m", |l| (l.x.dense(l.w, None) + l.update()) / norms(l.adapted()) * l.m),
         ("lora", |l| l.x.lora(l.w, l.a, l.b, None, SCALE) * l.gain() + l.bias),
         ("lora_norm", |l| {
             l.x.lora(l.w, l.a, l.b, None, SCALE) * (l.m / l.w.lora_norm(l.a, l.b, SCALE)) + l.bias

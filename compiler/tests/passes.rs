@@ -1,5 +1,7 @@
 //! What each pass does by itself, beside fusion.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod layer;
 
 use engraft_compiler::passes::{MergeError, Pass, PassError, canonicalize, constant_fold, cse, stage};
@@ -7,7 +9,7 @@ use engraft_compiler::pipeline::{Optimized, Options, PipelineError, optimize, ru
 use engraft_compiler::trace::Reason;
 use engraft_ir::ops::{Constant, EpsilonAt};
 use engraft_ir::{Bindings, DType::F32, Graph, GraphBuilder, Stage, Tensor, dims, text};
-use layer::{Layer, SCALE, column, layer, ops, optimized, same, shapes, squares};
+use layer::{Layer, SCALE, column, layer, norms, ops, optimized, same, shapes, squares};
 
 /// The graph after one pass, and the ops in it.
 fn after(pass: Pass, graph: &Graph) -> Optimized {
@@ -60,7 +62,7 @@ fn canonical_forms() {
             "normalize(weight) {axis: 0, epsilon: 0.0, epsilon_at: \"inside\"} of 1",
         ),
         (
-            |l| l.w / column(l.norms(l.w)),
+            |l| l.w / column(norms(l.w)),
             "normalize(weight) {axis: 1, epsilon: 0.0, epsilon_at: \"inside\"} of 1",
         ),
         (
@@ -229,7 +231,7 @@ fn what_cannot_be_merged_is_an_error() {
 #[test]
 fn names_are_kept() {
     let graph = layer(shapes()[0].clone(), |l| {
-        let norm = l.norms(l.adapted()).named("rows");
+        let norm = norms(l.adapted()).named("rows");
         (l.x.dense(l.w, None) + l.update()) * (l.m / norm).named("my_gain") + l.bias
     });
     let optimized = optimized(&graph);
@@ -237,6 +239,13 @@ fn names_are_kept() {
     assert_eq!(line("rows"), "lora_norm(weight, lora_A, lora_B) {scale: 2.0}");
     assert_eq!(line("my_gain"), "div(magnitude, rows)");
     assert_eq!(line("fc"), "dora(x, weight, lora_A, lora_B, my_gain, bias) {scale: 2.0}");
+}
+
+/// A bias may be any vector, even one made of the layer's own norm.
+#[test]
+fn a_bias_may_be_a_gain() {
+    let graph = layer(shapes()[0].clone(), |l| l.x.dense(l.w, Some(l.bias)) + l.gain() + l.update());
+    same("gain as bias", &optimized(&graph));
 }
 
 /// Optimising twice changes nothing more.

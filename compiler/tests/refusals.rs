@@ -6,7 +6,7 @@ mod layer;
 use engraft_compiler::trace::Reason;
 use engraft_ir::Tensor;
 use engraft_ir::ops::EpsilonAt;
-use layer::{Layer, SCALE, Write, column, layer, optimized, same, shapes, squares};
+use layer::{Layer, SCALE, Write, column, layer, norms, optimized, same, shapes, squares};
 
 type Refused = fn(&Reason) -> bool;
 
@@ -116,7 +116,7 @@ fn norm_of_another_weight() {
         ("another scale", "dora", |l| output(&l) * (l.m / l.w.lora_norm(l.a, l.b, 3.0)), refused),
         ("another weight", "dora", |l| output(&l) * (l.m / l.v.lora_norm(l.a, l.b, SCALE)), refused),
         ("another A", "dora", |l| output(&l) * (l.m / l.w.lora_norm(l.b.t(), l.b, SCALE)) + l.bias, refused),
-        ("no update in the norm", "dora", |l| output(&l) * (l.m / l.norms(l.w)), refused),
+        ("no update in the norm", "dora", |l| output(&l) * (l.m / norms(l.w)), refused),
         (
             "in the weight",
             "dora",
@@ -185,7 +185,7 @@ fn bias_inside_the_norm_of_a_weight() {
             |l| l.x.dense((l.adapted() + column(l.bias)).normalize(1).magnitude(l.m, 0), None),
             refused,
         ),
-        ("in the gain", "dora", |l| output(&l) * (l.m / l.norms(l.adapted() + column(l.bias))), refused),
+        ("in the gain", "dora", |l| output(&l) * (l.m / norms(l.adapted() + column(l.bias))), refused),
     ]);
 }
 

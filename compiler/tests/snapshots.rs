@@ -3,7 +3,7 @@
 mod layer;
 
 use engraft_ir::text;
-use layer::{SCALE, Write, column, layer, optimized, shapes, squares};
+use layer::{SCALE, Write, column, layer, norms, optimized, shapes, squares};
 
 fn report(write: Write) -> String {
     let optimized = optimized(&layer(shapes()[0].clone(), write));
@@ -23,7 +23,7 @@ fn weight_form() {
 fn activation_form() {
     insta::assert_snapshot!(report(|l| {
         let update = l.x.dense(l.a, None).dense(l.b, None) * SCALE;
-        let gain = (l.m / l.norms(l.adapted())).named("gain");
+        let gain = (l.m / norms(l.adapted())).named("gain");
         (l.x.dense(l.w, None) + update) * gain + l.bias
     }));
 }

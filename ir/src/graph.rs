@@ -16,7 +16,8 @@ pub const MAX_NODES: usize = 1 << 20;
 /// The most outputs a graph may have.
 pub const MAX_OUTPUTS: usize = 4096;
 
-/// A node's identity within its graph; it stays valid while other nodes come and go.
+/// A node's identity within its graph; it stays valid while other nodes come and go. Once its own node is pruned it may
+/// name a later one.
 pub type NodeId = NodeIndex<u32>;
 
 /// An op with its name and the type of its result.

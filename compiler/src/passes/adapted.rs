@@ -4,11 +4,11 @@
 
 use super::Editor;
 use super::expand::Linear;
-use super::linear::{Atom, Combination, Factor, Monomial};
+use super::linear::{Atom, Combination, Factor, Monomial, Term};
 use crate::trace::Reason;
 use engraft_ir::ops::{Binary, Reshape, Scale, Transpose};
 use engraft_ir::{GraphError, NodeId, Shape};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// `c · lanes ∘ (x Wᵀ + s (x Aᵀ) Bᵀ) ∘ last + bias`.
 #[derive(Clone, Debug)]
@@ -109,20 +109,48 @@ impl Adapted {
         Ok([node(self.x)?, node(self.weight)?, node(self.a)?, node(self.b)?])
     }
 
-    /// Whether the bias is a sum of vectors along the outputs and nothing else.
-    pub fn has_plain_bias(&self) -> bool {
-        self.bias.terms().all(|(term, _)| term.lanes.is_one() && !term.last.over.is_empty())
+    /// The bias, if it is a sum of vectors along the outputs that can be written down; empty if there is none.
+    pub fn plain_bias(&self) -> Option<Bias> {
+        let vectors = |(term, c): (&Term, f64)| Some((Vectors::of(&term.last)?, c));
+        let plain = self.bias.terms().all(|(term, _)| term.lanes.is_one());
+        self.bias.terms().map(vectors).collect::<Option<_>>().filter(|_| plain)
     }
 
     /// A value inside the pattern that something outside it needs.
     pub fn shared(&self, linear: &Linear<'_>, editor: &Editor, root: NodeId) -> Option<Reason> {
         let mut leaves: BTreeSet<_> = [self.x, self.weight, self.a, self.b].iter().map(|f| f.node).collect();
-        leaves.extend(vectors(&self.last).chain(self.bias.terms().flat_map(|(term, _)| vectors(&term.last))));
+        leaves.extend(vector_nodes(&self.last));
+        leaves.extend(self.bias.terms().flat_map(|(term, _)| vector_nodes(&term.last)));
         shared(linear, editor, root, &leaves)
     }
 }
 
-fn vectors(monomial: &Monomial) -> impl Iterator<Item = NodeId> {
+/// A sum of products of vectors, each with its coefficient.
+pub(super) type Bias = Vec<(Vectors, f64)>;
+
+/// A product of nodes over another, with something above the line: what can be written down as a node.
+#[derive(Clone, Debug)]
+pub(super) struct Vectors {
+    over: Vec<NodeId>,
+    under: Vec<NodeId>,
+}
+
+impl Vectors {
+    /// The vectors of a monomial; `None` if it has norms, which are no nodes, or nothing above the line.
+    pub fn of(monomial: &Monomial) -> Option<Self> {
+        let nodes = |atoms: &BTreeMap<Atom, u32>| {
+            let node = |(atom, &count): (&Atom, &u32)| match atom {
+                Atom::Vector(id) => Some(vec![*id; count as usize]),
+                Atom::Norm(_) => None,
+            };
+            Some(atoms.iter().map(node).collect::<Option<Vec<_>>>()?.concat())
+        };
+        let vectors = Self { over: nodes(&monomial.over)?, under: nodes(&monomial.under)? };
+        (!vectors.over.is_empty()).then_some(vectors)
+    }
+}
+
+fn vector_nodes(monomial: &Monomial) -> impl Iterator<Item = NodeId> {
     monomial.atoms().filter_map(|atom| match atom {
         Atom::Vector(id) => Some(*id),
         Atom::Norm(_) => None,
@@ -165,16 +193,11 @@ pub(super) fn factor(editor: &mut Editor, factor: Factor) -> Result<NodeId, Grap
     editor.intern(&name, Transpose { permutation: vec![1, 0] }, &[Some(factor.node)])
 }
 
-/// A vector `[d]` as a node: the sum of these terms, which have nothing but vectors along the last axis above and
-/// below the line. `None` if there are no terms.
-pub(super) fn vector(
-    editor: &mut Editor,
-    name: &str,
-    sum: &Combination,
-) -> Result<Option<NodeId>, GraphError> {
+/// A sum of vectors as a node `[d]`; `None` if there are none.
+pub(super) fn sum(editor: &mut Editor, name: &str, bias: &Bias) -> Result<Option<NodeId>, GraphError> {
     let mut total = None;
-    for (term, c) in sum.terms() {
-        let Some(part) = product(editor, name, &term.last, c)? else { continue };
+    for (vectors, c) in bias {
+        let part = product(editor, name, vectors, *c)?;
         total = Some(match total {
             None => part,
             Some(total) => editor.intern(name, Binary::Add, &[Some(total), Some(part)])?,
@@ -183,38 +206,30 @@ pub(super) fn vector(
     Ok(total)
 }
 
-/// `c` times a product of vectors as a node; `None` if nothing stands above the line.
+/// `c` times a product of vectors as a node `[d]`.
 pub(super) fn product(
     editor: &mut Editor,
     name: &str,
-    monomial: &Monomial,
+    vectors: &Vectors,
     coefficient: f64,
-) -> Result<Option<NodeId>, GraphError> {
+) -> Result<NodeId, GraphError> {
     let mut total = None;
-    for id in repeated(&monomial.over) {
+    for &id in &vectors.over {
         let id = flat(editor, id)?;
         total = Some(match total {
             None => id,
             Some(total) => editor.intern(name, Binary::Mul, &[Some(total), Some(id)])?,
         });
     }
-    let Some(mut total) = total else { return Ok(None) };
+    let mut total = total.expect("`Vectors::of` wants something above the line");
     if coefficient != 1.0 {
         total = editor.intern(name, Scale { factor: coefficient }, &[Some(total)])?;
     }
-    for id in repeated(&monomial.under) {
+    for &id in &vectors.under {
         let id = flat(editor, id)?;
         total = editor.intern(name, Binary::Div, &[Some(total), Some(id)])?;
     }
-    Ok(Some(total))
-}
-
-fn repeated(atoms: &std::collections::BTreeMap<Atom, u32>) -> Vec<NodeId> {
-    let vector = |(atom, &count): (&Atom, &u32)| match atom {
-        Atom::Vector(id) => vec![*id; count as usize],
-        Atom::Norm(_) => Vec::new(),
-    };
-    atoms.iter().flat_map(vector).collect()
+    Ok(total)
 }
 
 /// A vector of any layout as `[d]`.

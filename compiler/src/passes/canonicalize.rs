@@ -60,6 +60,7 @@ fn factor_of(editor: &Editor, id: NodeId) -> Option<(f64, NodeId)> {
 /// ```text
 /// y = scale(x) {factor: 1}            ->    x
 /// ```
+#[expect(clippy::unnecessary_wraps, reason = "the signature of a rule")]
 fn identity(editor: &mut Editor, id: NodeId) -> Replacement {
     let graph = editor.graph();
     let Some(x) = graph.operand(id, 0) else { return Ok(None) };

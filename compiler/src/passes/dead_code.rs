@@ -5,6 +5,7 @@ use super::{Editor, Pass, PassError};
 /// The pass.
 pub const PASS: Pass = Pass { name: "dead_code", summary: "remove what no output needs", run };
 
+#[expect(clippy::unnecessary_wraps, reason = "the signature of a pass")]
 fn run(editor: &mut Editor) -> Result<(), PassError> {
     editor.remove_dead("dead_code");
     Ok(())

@@ -204,7 +204,23 @@ impl Editor {
             }
             open.extend(self.graph.operands(id).into_iter().flatten());
         }
-        self.graph.order().into_iter().filter(|id| dead.contains(id)).collect()
+        self.operands_first(root, &dead)
+    }
+
+    /// The nodes of `set` that `root` is computed from through `set`, and `root`.
+    fn operands_first(&self, root: NodeId, set: &BTreeSet<NodeId>) -> Vec<NodeId> {
+        let mut order = Vec::new();
+        let mut seen = BTreeSet::new();
+        let mut open = vec![(root, false)];
+        while let Some((id, operands_done)) = open.pop() {
+            if operands_done {
+                order.push(id);
+            } else if set.contains(&id) && seen.insert(id) {
+                open.push((id, true));
+                open.extend(self.graph.operands(id).into_iter().rev().flatten().map(|o| (o, false)));
+            }
+        }
+        order
     }
 
     /// A retired node gives its name back.

@@ -124,7 +124,7 @@ impl<'g> Linear<'g> {
             Op::Unary(Unary::Neg) => Some(self.operand(id, 0)?.scaled(-1.0)),
             Op::Unary(Unary::Sqrt) => self.root(id),
             Op::Unary(Unary::Rsqrt) => self.root(id)?.inverse(),
-            Op::Magnitude(magnitude) => self.magnitude(id, magnitude),
+            Op::Magnitude(magnitude) => self.magnitude(id, *magnitude),
             Op::Normalize(normalize) => self.normalize(id, normalize),
             Op::Transpose(t) if t.permutation == [1, 0] => Some(self.operand(id, 0)?.transposed()),
             Op::Reshape(_) => self.reshape(id),
@@ -230,7 +230,7 @@ impl<'g> Linear<'g> {
         }
     }
 
-    fn magnitude(&self, id: NodeId, op: &Magnitude) -> Option<Combination> {
+    fn magnitude(&self, id: NodeId, op: Magnitude) -> Option<Combination> {
         let v = self.operand(id, Magnitude::V)?;
         let m = self.operand(id, Magnitude::M).filter(|m| m.is_vector())?;
         if op.axis + 1 == self.rank(id) {
@@ -284,10 +284,9 @@ impl<'g> Linear<'g> {
         let &[axis] = axes.as_slice() else { return None };
         let norm = self.norm_over(v, axis, epsilon, true)?;
         match (keep_dims, self.rank(v), axis) {
-            (true, _, _) => Some(norm),
+            (true, _, _) | (false, 2, 0) => Some(norm),
             // The axis that is left is the last one now.
             (false, 2, 1) => Some(norm.transposed()),
-            (false, 2, 0) => Some(norm),
             _ => None,
         }
     }

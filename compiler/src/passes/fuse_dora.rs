@@ -13,7 +13,7 @@
 //! epsilon inside the root; it becomes `output_dora`. They are two meanings, and no rewrite turns one into the other:
 //! in the algebra of `linear.rs` the one norm is of weights and the other of values.
 
-use super::adapted::{self, Adapted, Split};
+use super::adapted::{self, Adapted, Bias, Split, Vectors};
 use super::expand::Linear;
 use super::linear::{Atom, Combination, Factor, Monomial, Norm, Term};
 use super::rule::MAX_ROUNDS;
@@ -45,9 +45,18 @@ fn run(editor: &mut Editor) -> Result<(), PassError> {
 struct Plan {
     layer: Adapted,
     /// The vectors that make the magnitude.
-    magnitude: Monomial,
+    magnitude: Vectors,
     /// A number that the magnitude is multiplied with.
     factor: f64,
+    bias: Bias,
+}
+
+impl Plan {
+    /// The plan, if magnitude and bias can be written down.
+    fn new(layer: Adapted, magnitude: &Monomial, factor: f64) -> Option<Box<Self>> {
+        let (magnitude, bias) = (Vectors::of(magnitude)?, layer.plain_bias()?);
+        Some(Box::new(Self { layer, magnitude, factor, bias }))
+    }
 }
 
 /// What a node is, seen as DoRA.
@@ -170,12 +179,9 @@ fn weight_form(linear: &Linear<'_>, layer: Adapted) -> Form {
     if layer.bias.terms().any(|(term, _)| term.norms().next().is_some()) {
         return near(Reason::ScaledBias { bias: describe(&layer.bias) });
     }
-    // A gain without a magnitude is mere normalisation; values along the lanes are not the layer's.
-    if magnitude.over.is_empty() || !layer.lanes.is_one() || !layer.has_plain_bias() {
-        return Form::Other;
-    }
-    let factor = layer.coefficient;
-    Form::Weight(Box::new(Plan { layer, magnitude, factor }))
+    // Values along the lanes are not the layer's; a gain without a magnitude is mere normalisation.
+    let (plain, factor) = (layer.lanes.is_one(), layer.coefficient);
+    Plan::new(layer, &magnitude, factor).filter(|_| plain).map_or(Form::Other, Form::Weight)
 }
 
 /// A gain as its only norm, below the line, and the rest.
@@ -225,12 +231,9 @@ fn output_form(linear: &Linear<'_>, editor: &Editor, sum: &Combination) -> Optio
     if !norm.inside {
         return near(epsilon(norm, "that of output DoRA is inside the root"));
     }
-    let magnitude = outer.last.clone();
     let plain = layer.lanes.is_one() && layer.last.is_one() && layer.coefficient == 1.0;
-    if magnitude.over.is_empty() || magnitude.norms().next().is_some() || !plain || !layer.has_plain_bias() {
-        return None;
-    }
-    Some(Form::Output(Box::new(Plan { layer, magnitude, factor }), norm.epsilon.0))
+    let plan = Plan::new(layer, &outer.last, factor).filter(|_| plain)?;
+    Some(Form::Output(plan, norm.epsilon.0))
 }
 
 /// A sum without the vectors of one of its terms and without a factor; `None` if another term lacks the vectors.
@@ -277,7 +280,7 @@ fn fuse_weight(
     editor: &mut Editor,
     linear: &Linear<'_>,
     root: NodeId,
-    Plan { layer, magnitude, factor }: &Plan,
+    Plan { layer, magnitude, factor, bias }: &Plan,
 ) -> Result<(), PassError> {
     let name = linear.graph.node(root).name();
     let mut ids = layer.operands(editor)?.to_vec();
@@ -285,8 +288,8 @@ fn fuse_weight(
     let norm = editor.intern(&format!("{name}.norm"), norm, &ids[Dora::WEIGHT..=Dora::B])?;
     let gain = format!("{name}.gain");
     let numerator = adapted::product(editor, &gain, magnitude, *factor)?;
-    ids.push(Some(editor.intern(&gain, Binary::Div, &[numerator, Some(norm)])?));
-    ids.push(adapted::vector(editor, &format!("{name}.bias"), &layer.bias)?);
+    ids.push(Some(editor.intern(&gain, Binary::Div, &[Some(numerator), Some(norm)])?));
+    ids.push(adapted::sum(editor, &format!("{name}.bias"), bias)?);
     let new = editor.add(&format!("{name}.dora"), Dora { scale: layer.scale }, &ids)?;
     let conditions = vec![
         format!("the product is with {}", layer.weight_sum().describe(linear.graph)),
@@ -301,20 +304,19 @@ fn fuse_output(
     editor: &mut Editor,
     linear: &Linear<'_>,
     root: NodeId,
-    Plan { layer, magnitude, factor }: &Plan,
+    Plan { layer, magnitude, factor, bias }: &Plan,
     epsilon: f64,
 ) -> Result<(), PassError> {
     let name = linear.graph.node(root).name();
     let mut ids = layer.operands(editor)?.to_vec();
-    ids.push(adapted::product(editor, &format!("{name}.magnitude"), magnitude, *factor)?);
-    ids.push(adapted::vector(editor, &format!("{name}.bias"), &layer.bias)?);
+    ids.push(Some(adapted::product(editor, &format!("{name}.magnitude"), magnitude, *factor)?));
+    ids.push(adapted::sum(editor, &format!("{name}.bias"), bias)?);
     let op = OutputDora { scale: layer.scale, epsilon };
     let new = editor.add(&format!("{name}.output_dora"), op, &ids)?;
     let conditions = vec![
         format!("the layer is x·Wᵀ with W = {}", layer.weight_sum().describe(linear.graph)),
-        format!(
-            "the norm is of its output, bias included, over the output axis, with {epsilon} inside the root"
-        ),
+        "the norm is of its output, bias included, over the output axis".to_owned(),
+        format!("epsilon, {epsilon:?}, is inside the root"),
         "the magnitude runs along the output axis".to_owned(),
     ];
     editor.replace(OUTPUT_FORM, root, new, conditions)?;

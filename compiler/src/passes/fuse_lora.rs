@@ -12,7 +12,7 @@
 //! Two dense layers in a row are an update only beside a layer with the same input. Where the layer cannot join them,
 //! the update alone becomes `lora_apply`, or `lora_delta` in weight space. It knows nothing of DoRA.
 
-use super::adapted::{self, Adapted, Split};
+use super::adapted::{self, Adapted, Bias, Split};
 use super::expand::Linear;
 use super::linear::{Combination, Factor};
 use super::rule::MAX_ROUNDS;
@@ -45,9 +45,7 @@ fn layers(editor: &mut Editor) -> Result<bool, PassError> {
         }
         let Split::Adapted(layer) = adapted::split(&linear, editor, linear.combination(id)) else { continue };
         let plain = layer.coefficient == 1.0 && layer.lanes.is_one() && layer.last.is_one();
-        if !plain || !layer.has_plain_bias() {
-            continue;
-        }
+        let Some(bias) = layer.plain_bias().filter(|_| plain) else { continue };
         let operands = graph.operands(id);
         let extends_lora = operands.iter().flatten().any(|&o| matches!(graph.node(o).op(), Op::Lora(_)));
         match layer.shared(&linear, editor, id) {
@@ -55,7 +53,7 @@ fn layers(editor: &mut Editor) -> Result<bool, PassError> {
             Some(_) if extends_lora => {}
             Some(reason) => refused.push((id, reason)),
             None => {
-                fuse(editor, &linear, id, &layer)?;
+                fuse(editor, &linear, id, &layer, &bias)?;
                 changed = true;
             }
         }
@@ -67,10 +65,16 @@ fn layers(editor: &mut Editor) -> Result<bool, PassError> {
     Ok(changed)
 }
 
-fn fuse(editor: &mut Editor, linear: &Linear<'_>, root: NodeId, layer: &Adapted) -> Result<(), PassError> {
+fn fuse(
+    editor: &mut Editor,
+    linear: &Linear<'_>,
+    root: NodeId,
+    layer: &Adapted,
+    bias: &Bias,
+) -> Result<(), PassError> {
     let name = linear.graph.node(root).name();
     let mut ids = layer.operands(editor)?.to_vec();
-    ids.push(adapted::vector(editor, &format!("{name}.bias"), &layer.bias)?);
+    ids.push(adapted::sum(editor, &format!("{name}.bias"), bias)?);
     let new = editor.add(&format!("{name}.lora"), Lora { scale: layer.scale }, &ids)?;
     let condition = format!("the layer is x·Wᵀ with W = {}", layer.weight_sum().describe(linear.graph));
     editor.replace("lora", root, new, vec![condition])?;

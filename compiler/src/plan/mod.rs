@@ -5,7 +5,7 @@
 //! [`Dim`]s, evaluated by compiled code.
 
 mod build;
-// check
+pub mod check;
 mod error;
 mod fuse;
 pub mod kernel;

@@ -1,6 +1,7 @@
 //! Running a graph both ways: by the reference interpreter, and compiled.
 #![allow(dead_code, clippy::unwrap_used)]
 
+use engraft_compiler::plan::check::check_all;
 use engraft_compiler::plan::{PlanOptions, plan};
 use engraft_compiler::values::{to_tensor, to_value};
 use engraft_ir::eval::{Values, eval};
@@ -16,6 +17,7 @@ pub fn bindings(symbols: &[(&str, u64)]) -> Bindings {
 pub fn program(graph: &Graph, fuse: bool) -> Program {
     let plan = plan(graph, PlanOptions { fuse }).unwrap_or_else(|e| panic!("{e}"));
     engraft_compiler::plan::verify(&plan).unwrap_or_else(|e| panic!("{e:?}\n{plan}"));
+    check_all(&plan).unwrap_or_else(|e| panic!("{e}\n{plan}"));
     engraft_compiler::jit(&plan).unwrap_or_else(|e| panic!("{e}\n{plan}")).program
 }
 

@@ -1,5 +1,6 @@
 //! What the tests of the passes share: a layer to write adapters on, and the check that nothing changed its meaning.
 #![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(clippy::unwrap_used, reason = "a helper of tests")]
 
 use engraft_compiler::check::check_trace;
 use engraft_compiler::pipeline::{Optimized, Options, optimize};
@@ -39,20 +40,20 @@ impl<'g> Layer<'g> {
         self.w + Tensor::lora_delta(self.a, self.b, SCALE)
     }
 
-    /// The norms of the rows of `v`, `[out]`.
-    pub fn norms(&self, v: Tensor<'g>) -> Tensor<'g> {
-        v.square().sum(&[1]).sqrt()
-    }
-
     /// DoRA's gain, `[out]`.
     pub fn gain(&self) -> Tensor<'g> {
-        self.m / self.norms(self.adapted())
+        self.m / norms(self.adapted())
     }
 
     /// The low-rank update of x.
     pub fn update(&self) -> Tensor<'g> {
         self.x.lora_apply(self.a, self.b, SCALE)
     }
+}
+
+/// The norms of the rows of a matrix, `[out]`.
+pub fn norms(v: Tensor<'_>) -> Tensor<'_> {
+    v.square().sum(&[1]).sqrt()
 }
 
 /// A vector as a column.

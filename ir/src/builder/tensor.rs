@@ -438,3 +438,19 @@ impl<'g> Sub<f64> for Tensor<'g> {
         self.binary(Binary::Sub, self.scalar(value))
     }
 }
+
+impl<'g> Div<f64> for Tensor<'g> {
+    type Output = Tensor<'g>;
+    #[track_caller]
+    fn div(self, value: f64) -> Self {
+        self.binary(Binary::Div, self.scalar(value))
+    }
+}
+
+impl<'g> Mul<Tensor<'g>> for f64 {
+    type Output = Tensor<'g>;
+    #[track_caller]
+    fn mul(self, tensor: Tensor<'g>) -> Tensor<'g> {
+        tensor.scale(self)
+    }
+}

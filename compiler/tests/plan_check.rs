@@ -1,0 +1,268 @@
+//! The plan checker: sound plans pass, and each way of breaking one is told by its own error.
+
+#![allow(clippy::unwrap_used)]
+mod common;
+
+use common::bindings;
+use engraft_compiler::plan::check::{CheckError, check, check_all};
+use engraft_compiler::plan::kernel::Kernel;
+use engraft_compiler::plan::{BufferId, Plan, PlanOptions, SlotId, Storage, plan};
+use engraft_ir::DType::{F32, I64};
+use engraft_ir::{Dim, Graph, GraphBuilder, Stage, Tensor, dims};
+
+/// A chain of kernels, so that values meet in the arena.
+fn chain() -> Graph {
+    let g = GraphBuilder::new("chain");
+    let x = g.input("x", F32, dims!["batch", 6]);
+    let total = x.softmax(-1).named("total");
+    let normed = x.layer_norm(None, None, 1e-5).named("normed");
+    g.output("y", (total + normed).softmax(-1).rms_norm(None, 1e-6));
+    g.finish().unwrap()
+}
+
+/// A layer with everything that is staged.
+fn layer() -> Graph {
+    let g = GraphBuilder::new("layer");
+    let x = g.input("x", F32, dims!["batch", 5]);
+    let w = g.param("w", F32, dims![7, 5]);
+    let a = g.param("a", F32, dims!["rank", 5]).adapter();
+    let b = g.param("b", F32, dims![7, "rank"]).adapter();
+    let m = g.param("m", F32, dims![7]).adapter();
+    let gain = (m / w.lora_norm(a, b, 2.0)).named("gain");
+    g.output("y", x.dora(w, a, b, gain, None, 2.0).relu());
+    g.finish().unwrap()
+}
+
+fn joined() -> Graph {
+    let g = GraphBuilder::new("joined");
+    let x = g.input("x", F32, dims!["batch", 3]);
+    g.output("y", x.concat(&[x.slice(1, 1, 2), x.scale(2.0)], 1));
+    g.finish().unwrap()
+}
+
+fn planned(graph: &Graph) -> Plan {
+    let plan = plan(graph, PlanOptions { fuse: true }).unwrap();
+    check_all(&plan).unwrap_or_else(|e| panic!("{e}\n{plan}"));
+    plan
+}
+
+/// The buffer of this name.
+fn buffer(plan: &Plan, name: &str) -> BufferId {
+    let found = plan.buffers.iter().position(|buffer| buffer.name == name);
+    BufferId(found.unwrap_or_else(|| panic!("no buffer `{name}` in\n{plan}")))
+}
+
+/// The first step that writes the buffer of this name.
+fn writer(plan: &Plan, name: &str) -> usize {
+    let id = buffer(plan, name);
+    plan.steps.iter().position(|step| step.write == id).unwrap()
+}
+
+/// What the checker finds with small odd extents.
+fn errors(plan: &Plan) -> Vec<CheckError> {
+    let found = check(plan, &bindings(&[("batch", 3), ("rank", 2)]));
+    assert!(check_all(plan).is_err(), "one of the combinations finds it too");
+    found.expect_err("the plan is broken")
+}
+
+#[track_caller]
+fn finds(plan: &Plan, message: &str) {
+    let found: Vec<_> = errors(plan).iter().map(ToString::to_string).collect();
+    assert!(found.iter().any(|error| error == message), "{found:#?}\n{plan}");
+}
+
+#[test]
+fn sound_plans_pass() {
+    let g = GraphBuilder::new("attention");
+    let table = g.param("table", F32, dims![11, 8]);
+    let x = table.gather(g.input("ids", I64, dims!["batch", "seq"])).reshape(dims!["batch", "seq", 2, 4]);
+    let q = x.transpose(&[0, 2, 1, 3]);
+    let scores = q.matmul(q.transpose(&[0, 1, 3, 2])).scale(0.5).softmax(-1);
+    let mixed = scores.matmul(q).transpose(&[0, 2, 1, 3]).reshape(dims!["batch", "seq", 8]);
+    g.output("y", mixed.layer_norm(None, None, 1e-5));
+    g.output("sum", mixed.sum(&[0, 2]));
+    for graph in [g.finish().unwrap(), chain(), layer(), joined()] {
+        for fuse in [true, false] {
+            let plan = plan(&graph, PlanOptions { fuse }).unwrap();
+            check_all(&plan).unwrap_or_else(|e| panic!("{e}\n{plan}"));
+        }
+    }
+}
+
+#[test]
+fn live_buffers_in_one_slot_are_found() {
+    let mut plan = planned(&chain());
+    let (total, normed) = (buffer(&plan, "total"), buffer(&plan, "normed"));
+    plan.buffers[normed.0].storage = plan.buffer(total).storage;
+    let reader = plan.steps.iter().position(|step| step.reads.contains(&total)).unwrap();
+    let name = &plan.steps[reader].name;
+    let expected = format!(
+        "step {reader} (`{name}`) reads byte 0 of b{} (`total`), where b{} (`normed`) lies by then",
+        total.0, normed.0
+    );
+    finds(&plan, &expected);
+}
+
+#[test]
+fn writing_where_a_step_reads_is_found() {
+    let mut plan = planned(&chain());
+    let reader = plan.steps.len() - 1;
+    let (read, write) = (plan.steps[reader].reads[0], plan.steps[reader - 1].reads[0]);
+    plan.buffers[read.0].storage = plan.buffer(write).storage;
+    assert!(errors(&plan).iter().any(|error| matches!(error, CheckError::Overlap { .. })), "{plan}");
+}
+
+#[test]
+fn steps_out_of_order_are_found() {
+    let mut plan = planned(&chain());
+    let step = writer(&plan, "normed");
+    plan.steps.swap(step, step + 1);
+    let name = &plan.steps[step].name;
+    let id = buffer(&plan, "normed").0;
+    finds(
+        &plan,
+        &format!("step {step} (`{name}`) reads byte 0 of b{id} (`normed`), which nothing has written"),
+    );
+}
+
+#[test]
+fn a_missing_step_is_found() {
+    let mut plan = planned(&chain());
+    plan.steps.pop();
+    let id = plan.outputs[0].1.0;
+    let name = &plan.buffers[id].name;
+    finds(&plan, &format!("byte 0 of b{id} (`{name}`) is not written when stage call ends"));
+}
+
+#[test]
+fn a_staged_value_in_an_arena_is_found() {
+    let mut plan = planned(&layer());
+    let gain = buffer(&plan, "gain");
+    assert!(matches!(plan.buffer(gain).storage, Storage::Staged(_)));
+    plan.buffers[gain.0].storage = Storage::Arena(SlotId(plan.arenas[1].len()));
+    plan.arenas[1].push(plan.buffer(gain).bytes());
+    let reader = plan.steps.iter().position(|s| s.stage == Stage::Call && s.reads.contains(&gain)).unwrap();
+    let name = plan.steps[reader].name.clone();
+    finds(
+        &plan,
+        &format!("step {reader} (`{name}`) uses b{} (`gain`), which has no place at stage call", gain.0),
+    );
+    finds(&plan, &format!("byte 0 of b{} (`gain`) is not written when stage adapter ends", gain.0));
+}
+
+#[test]
+fn an_arena_value_of_an_earlier_stage_is_found() {
+    let mut plan = planned(&layer());
+    let norm = plan.steps.iter().find(|step| matches!(step.kernel, Kernel::RowNorm(_))).unwrap().write;
+    let gain = buffer(&plan, "gain");
+    for step in plan.steps.iter_mut().filter(|step| step.stage == Stage::Call) {
+        step.reads.iter_mut().filter(|read| **read == gain).for_each(|read| *read = norm);
+    }
+    let error =
+        |error: &CheckError| matches!(error, CheckError::Absent { buffer, .. } if buffer.index == norm.0);
+    assert!(errors(&plan).iter().any(error), "{plan}");
+}
+
+#[test]
+fn a_staged_value_of_a_later_stage_is_found() {
+    let mut plan = planned(&layer());
+    let gain = buffer(&plan, "gain");
+    let step = writer(&plan, "gain");
+    plan.steps[step].stage = Stage::Call;
+    plan.steps.sort_by_key(|step| step.stage);
+    assert!(
+        errors(&plan)
+            .iter()
+            .any(|error| matches!(error, CheckError::NotItsOwn { buffer, .. } if buffer.index == gain.0))
+    );
+}
+
+#[test]
+fn a_slot_too_small_is_found() {
+    let mut plan = planned(&chain());
+    plan.arenas[2][0] = Dim::from("batch") * 20;
+    let id = plan.buffers.iter().position(|b| b.storage == Storage::Arena(SlotId(0))).unwrap();
+    let name = &plan.buffers[id].name;
+    finds(&plan, &format!("b{id} (`{name}`) takes 72 bytes, but its place has 60"));
+}
+
+#[test]
+fn panels_too_small_or_of_another_matrix_are_found() {
+    let mut plan = planned(&layer());
+    let id = buffer(&plan, "w.panels");
+    // Seven outputs take a lane of sixteen.
+    plan.buffers[id.0].ty.shape = dims![35];
+    let step = writer(&plan, "w.panels");
+    finds(
+        &plan,
+        &format!("step {step} (`w.panels`) reaches byte 320 of b{} (`w.panels`), which has 140", id.0),
+    );
+
+    let mut plan = planned(&layer());
+    let Kernel::Pack(pack) = &mut plan.steps[step].kernel else { panic!("{plan}") };
+    pack.matrix.out = Dim::fixed(6);
+    let product = plan.steps.iter().position(|s| matches!(&s.kernel, Kernel::Linear(l) if l.gain)).unwrap();
+    let name = plan.steps[product].name.clone();
+    let expected = format!(
+        "step {product} (`{name}`) reads b{} (`w.panels`) as panels of 1 matrices [7, 5], found panels of 1 \
+         matrices [6, 5]",
+        id.0
+    );
+    finds(&plan, &expected);
+}
+
+#[test]
+fn a_missing_part_of_a_concatenation_is_found() {
+    let mut plan = planned(&joined());
+    plan.steps.remove(1);
+    // Of eight columns the first three are there.
+    let id = plan.outputs[0].1.0;
+    let name = &plan.buffers[id].name;
+    finds(&plan, &format!("byte 12 of b{id} (`{name}`) is not written when stage call ends"));
+}
+
+#[test]
+fn an_access_beyond_its_buffer_is_found() {
+    let mut plan = planned(&joined());
+    let Kernel::Loop(body) = &mut plan.steps[1].kernel else { panic!("{plan}") };
+    body.reads[0].offset = Dim::fixed(2);
+    // Rows of three: the last two elements of the third would be the ninth and tenth.
+    let (name, read) = (plan.steps[1].name.clone(), plan.steps[1].reads[0].0);
+    finds(&plan, &format!("step 1 (`{name}`) reaches byte 40 of b{read} (`x`), which has 36"));
+    let Kernel::Loop(body) = &mut plan.steps[1].kernel else { panic!("{plan}") };
+    body.reads[0].strides.pop();
+    finds(&plan, &format!("step 1 (`{name}`) walks 2 axes, but access 0 has 1 strides"));
+}
+
+#[test]
+fn an_epilogue_that_reads_other_tiles_is_found() {
+    let mut plan = planned(&layer());
+    let step = plan.steps.len() - 1;
+    let Kernel::Linear(linear) = &mut plan.steps[step].kernel else { panic!("{plan}") };
+    let epilogue = linear.epilogue.as_mut().expect("relu is an epilogue");
+    epilogue.reads[0].strides.swap(0, 1);
+    let name = plan.steps[step].name.clone();
+    finds(
+        &plan,
+        &format!("step {step} (`{name}`) has an epilogue that does not walk the product's output [3, 7]"),
+    );
+}
+
+#[test]
+fn a_symbol_of_a_later_stage_is_found() {
+    let mut plan = planned(&layer());
+    for bound in plan.symbols.iter_mut().filter(|bound| bound.symbol.name() == "rank") {
+        bound.stage = Stage::Call;
+    }
+    assert!(errors(&plan).iter().any(|error| matches!(error, CheckError::StepExtent { .. })));
+}
+
+#[test]
+fn many_symbols_are_tried_within_bounds() {
+    let g = GraphBuilder::new("many");
+    let names: Vec<_> = (0..9).map(|i| format!("s{i}")).collect();
+    let inputs: Vec<Tensor<'_>> =
+        names.iter().map(|name| g.input(&format!("x_{name}"), F32, dims![name.as_str(), 3])).collect();
+    g.output("y", inputs[0].concat(&inputs[1..], 0));
+    check_all(&planned(&g.finish().unwrap())).unwrap();
+}
