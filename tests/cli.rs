@@ -240,7 +240,12 @@ fn bad_input_is_refused() {
         refuses(&["run", &text, "--weights", weights, "--input", input, "--output", output], parts);
     };
     run(&missing, &io, &output, &[&missing]);
-    run(&truncated, &io, &output, &["truncated.safetensors", "header"]);
+    run(
+        &truncated,
+        &io,
+        &output,
+        &["truncated.safetensors", "`fc1.weight` ends at byte 4000", "the file has 212"],
+    );
     run(&empty, &io, &output, &["`fc1.weight`", "f32[40, 24]", "looked in", "empty.safetensors"]);
     run(&weights, &shape, &output, &["`x`", "f32[batch, 24]", "[6, 23]"]);
     run(&weights, &dtype, &output, &["`x`", "i64"]);
