@@ -53,8 +53,16 @@ pub struct PassCheck {
 /// # Errors
 /// [`CheckError`].
 pub fn compare(before: &Graph, after: &Graph, bindings: &Bindings, seed: u64) -> Result<f64, CheckError> {
-    let values = sample(before, bindings, seed)?;
-    let run = |graph, side| eval(graph, &values).map_err(|source| CheckError::Eval { side, source });
+    compare_on(before, after, &sample(before, bindings, seed)?)
+}
+
+/// Evaluates both graphs on these values of their inputs and parameters, and returns the difference that [`compare`]
+/// does.
+///
+/// # Errors
+/// [`CheckError`].
+pub fn compare_on(before: &Graph, after: &Graph, values: &Values) -> Result<f64, CheckError> {
+    let run = |graph, side| eval(graph, values).map_err(|source| CheckError::Eval { side, source });
     let (before, after) = (run(before, "before")?, run(after, "after")?);
     let mut worst = 0.0f64;
     for name in before.keys().chain(after.keys()) {

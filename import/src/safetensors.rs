@@ -170,10 +170,22 @@ pub fn read_weights(path: impl AsRef<Path>) -> Result<Weights, SafetensorsError>
     let io = |source| SafetensorsError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
-    let mut file = BufReader::new(file);
-    let (header, data) = read_header(path, &mut file, length)?;
+    read(path, &mut BufReader::new(file), length)
+}
+
+/// Reads every tensor of a safetensors file that is in memory, as [`read_weights`] does; `path` is what errors call it.
+///
+/// # Errors
+/// As [`read_weights`].
+pub fn parse_weights(path: impl AsRef<Path>, bytes: &[u8]) -> Result<Weights, SafetensorsError> {
+    read(path.as_ref(), &mut &*bytes, bytes.len() as u64)
+}
+
+/// Reads a file of `length` bytes.
+fn read(path: &Path, file: &mut impl Read, length: u64) -> Result<Weights, SafetensorsError> {
+    let (header, data) = read_header(path, file, length)?;
     let tensors = check_layout(path, header, data)?;
-    tensors.into_iter().map(|(name, info)| read_tensor(path, &mut file, name, &info)).collect()
+    tensors.into_iter().map(|(name, info)| read_tensor(path, file, name, &info)).collect()
 }
 
 /// The tensors that the header lists, and the number of bytes that follow it.

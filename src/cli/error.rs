@@ -1,0 +1,195 @@
+//! Why a subcommand failed. Each variant says what was being done; the crates say what went wrong.
+
+use engraft::compiler::CompileError;
+use engraft::compiler::check::CheckError;
+use engraft::import::peft::{AdapterError, AttachError, ConfigError};
+use engraft::import::safetensors::SafetensorsError;
+use engraft::ir::json::JsonError;
+use engraft::ir::sample::SampleError;
+use engraft::ir::text::TextError;
+use engraft::ir::value::EvalError;
+use engraft::ir::{BuildErrors, TensorType};
+use engraft::runtime::{CallError, ContextError, LoadError, TensorError};
+use std::io;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Why a subcommand failed.
+#[derive(Debug, Error)]
+pub enum CliError {
+    /// Standard output cannot be written.
+    #[error("cannot write the output: {source}")]
+    Output {
+        /// Why.
+        #[from]
+        source: io::Error,
+    },
+    /// A file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file cannot be put in its place.
+    #[error("{}: cannot be written: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A path that is to be written names no file.
+    #[error("{}: expected the path of a file to write", path.display())]
+    NoFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A model is neither JSON nor text.
+    #[error("{}: expected a graph as JSON or text, found bytes that are not UTF-8 after {valid}", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// How many bytes are.
+        valid: usize,
+    },
+    /// A model is not a graph as JSON.
+    #[error("{}: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: JsonError,
+    },
+    /// A model is not a graph as text.
+    #[error("{}: {source}", path.display())]
+    Text {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: TextError,
+    },
+    /// Weights cannot be read or written.
+    #[error(transparent)]
+    Safetensors(#[from] SafetensorsError),
+    /// An adapter cannot be read.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// The demo's own adapter config cannot be read.
+    #[error("the demo's adapter: {0}")]
+    Config(#[from] ConfigError),
+    /// An adapter does not fit the model.
+    #[error("{}: {source}", path.display())]
+    Attach {
+        /// The adapter's directory.
+        path: PathBuf,
+        /// Why.
+        source: AttachError,
+    },
+    /// The demo's graph cannot be built.
+    #[error(transparent)]
+    Build(#[from] BuildErrors),
+    /// The model cannot be compiled.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// There are no threads or kernels to run on.
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    /// The weights do not fit the model.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The inputs do not fit the model, or it failed on them.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// Values cannot be held.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// The reference interpreter cannot run the model.
+    #[error("the reference interpreter: {0}")]
+    Eval(#[from] EvalError),
+    /// What a pass made cannot be compared with what it was given.
+    #[error("pass {pass}: {source}")]
+    Pass {
+        /// The pass.
+        pass: &'static str,
+        /// What differs.
+        source: CheckError,
+    },
+    /// There are no random values for the model.
+    #[error("there are no random values to run with: {0}")]
+    Sample(#[from] SampleError),
+    /// The model refused every size.
+    #[error("the model runs at no size tried; at {size}: {source}")]
+    NoSize {
+        /// The last size.
+        size: String,
+        /// Why it was refused there.
+        source: Box<CliError>,
+    },
+    /// A level cannot be shown like this.
+    #[error("the format {format} cannot show the stage {stage}; expected one of: {}", expected.join(", "))]
+    Format {
+        /// The format asked for.
+        format: &'static str,
+        /// The level asked for.
+        stage: &'static str,
+        /// The formats it can be shown in.
+        expected: Vec<&'static str>,
+    },
+    /// A parameter has no value.
+    #[error("there is no tensor for the parameter `{param}`, which is {ty}; {}", found.describe())]
+    NoWeights {
+        /// The parameter.
+        param: String,
+        /// Its type.
+        ty: TensorType,
+        /// Where it was looked for.
+        found: Sought,
+    },
+    /// The recorded output is missing from the demo's data.
+    #[error("the demo's recording has no `{tensor}`")]
+    NoRecording {
+        /// The tensor.
+        tensor: &'static str,
+    },
+    /// Outputs have different names or shapes.
+    #[error("output `{output}` is {ours} in the compiled program and {theirs} in the reference")]
+    OutputShape {
+        /// The output.
+        output: String,
+        /// Its shape, or that it is missing.
+        ours: String,
+        /// What was expected.
+        theirs: String,
+    },
+    /// Numbers disagree.
+    #[error("{what} differ by more than the tolerance: {worst:.3} times what is allowed")]
+    Disagree {
+        /// What was compared.
+        what: String,
+        /// The largest difference, in tolerances.
+        worst: f64,
+    },
+}
+
+/// Where a parameter's tensor was looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sought {
+    /// No file was given.
+    Nowhere,
+    /// In these files.
+    In(Vec<PathBuf>),
+}
+
+impl Sought {
+    fn describe(&self) -> String {
+        match self {
+            Self::Nowhere => "give a file of weights with --weights".to_owned(),
+            Self::In(files) => {
+                let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+                format!("looked in {}", files.join(" and "))
+            }
+        }
+    }
+}

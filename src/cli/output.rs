@@ -1,0 +1,79 @@
+//! Writing for people: 80 columns, colours only on a terminal, and a reader who goes away is no panic.
+
+use super::error::CliError;
+use anstream::AutoStream;
+use anstyle::{AnsiColor, Style};
+use serde::Serialize;
+use std::fmt;
+use std::io::{self, Stdout, Write};
+
+/// The columns that lines are cut to.
+pub const WIDTH: usize = 80;
+
+/// A heading.
+pub const HEADING: Style = Style::new().bold();
+/// What matters less.
+pub const FAINT: Style = Style::new().dimmed();
+/// What went well.
+pub const GOOD: Style = AnsiColor::Green.on_default();
+/// What went wrong.
+pub const BAD: Style = AnsiColor::Red.on_default().bold();
+
+/// Standard output.
+pub struct Output {
+    stream: AutoStream<Stdout>,
+}
+
+impl Output {
+    /// Standard output, in colour if it is a terminal.
+    pub fn stdout() -> Self {
+        Self { stream: AutoStream::auto(io::stdout()) }
+    }
+
+    /// Writes a line.
+    ///
+    /// # Errors
+    /// [`CliError::Output`].
+    pub fn line(&mut self, line: impl fmt::Display) -> Result<(), CliError> {
+        writeln!(self.stream, "{line}").map_err(CliError::from)
+    }
+
+    /// Writes a text that ends its own last line.
+    ///
+    /// # Errors
+    /// [`CliError::Output`].
+    pub fn text(&mut self, text: &str) -> Result<(), CliError> {
+        self.stream.write_all(text.as_bytes())?;
+        Ok(self.stream.flush()?)
+    }
+
+    /// Writes facts as JSON.
+    ///
+    /// # Errors
+    /// [`CliError::Output`].
+    pub fn json(&mut self, facts: &impl Serialize) -> Result<(), CliError> {
+        let json = serde_json::to_string_pretty(facts).map_err(io::Error::from)?;
+        self.line(json)
+    }
+}
+
+/// A line cut to [`WIDTH`] columns, with an ellipsis where something is missing.
+pub fn cut(line: &str) -> String {
+    if line.chars().count() <= WIDTH {
+        return line.to_owned();
+    }
+    line.chars().take(WIDTH - 1).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{WIDTH, cut};
+
+    #[test]
+    fn long_lines_are_cut_between_characters() {
+        let exact = "ß".repeat(WIDTH);
+        assert_eq!(cut(&exact), exact);
+        let cut = cut(&format!("{exact}x"));
+        assert_eq!((cut.chars().count(), cut.ends_with('…')), (WIDTH, true));
+    }
+}

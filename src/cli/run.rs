@@ -1,0 +1,128 @@
+//! `engraft run`: a model on tensors from a file, outputs to another.
+
+use super::error::CliError;
+use super::execute::{Execution, call, dtype};
+use super::model::ModelArgs;
+use super::output::{FAINT, GOOD, Output};
+use clap::Args;
+use engraft::compiler::{Options, compile};
+use engraft::import::safetensors::{SafetensorsError, read_weights, write};
+use engraft::runtime::{Context, Tensor};
+use serde::Serialize;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Compile a model and run it on tensors from a file
+#[derive(Args)]
+pub struct Run {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The values of the parameters, under their names
+    #[arg(long, value_name = "SAFETENSORS")]
+    weights: Option<PathBuf>,
+    /// The inputs and live parameters, under their names; other tensors in the file are ignored
+    #[arg(long, value_name = "SAFETENSORS")]
+    input: PathBuf,
+    /// Where to write the outputs, under their names; on failure it stays as it was
+    #[arg(long, value_name = "SAFETENSORS")]
+    output: PathBuf,
+    /// Merge the adapter into the weights when it is loaded
+    #[arg(long)]
+    merge: bool,
+    /// Print what was done as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was done.
+#[derive(Serialize)]
+struct Facts {
+    outputs: Vec<OutputFacts>,
+    milliseconds: Milliseconds,
+}
+
+#[derive(Serialize)]
+struct OutputFacts {
+    name: String,
+    dtype: String,
+    shape: Vec<usize>,
+}
+
+#[derive(Serialize)]
+struct Milliseconds {
+    compile: f64,
+    load: f64,
+    call: f64,
+}
+
+impl Run {
+    /// Runs the model.
+    ///
+    /// # Errors
+    /// Something cannot be read, does not fit, or cannot be written; then no output file is touched.
+    pub fn run(&self, output: &mut Output) -> Result<(), CliError> {
+        let model = self.model.read()?;
+        let (weights, given) = (model.weights(self.weights.as_deref())?, read_weights(&self.input)?);
+        let options = Options { merge: self.merge, ..Options::default() };
+        let (compiled, compile) = timed(|| Ok(compile(&model.graph, &options)?))?;
+        let context = Arc::new(Context::new(engraft::runtime::Options::default())?);
+        let sought = model.sought(self.weights.as_deref());
+        let execution = Execution { compiled: &compiled, weights: &weights, sought: &sought };
+        let (loaded, load) = timed(|| execution.load(&context))?;
+        let (outputs, call) = timed(|| call(&loaded, &given))?;
+        replace(&self.output, &outputs)?;
+
+        let describe = |(name, tensor): &(String, Tensor)| OutputFacts {
+            name: name.clone(),
+            dtype: dtype(tensor).to_string(),
+            shape: tensor.shape().to_vec(),
+        };
+        let [compile, load, call] = [compile, load, call].map(|time| time.as_secs_f64() * 1e3);
+        let milliseconds = Milliseconds { compile, load, call };
+        self.print(output, &Facts { outputs: outputs.iter().map(describe).collect(), milliseconds })
+    }
+
+    fn print(&self, output: &mut Output, facts: &Facts) -> Result<(), CliError> {
+        if self.json {
+            return output.json(facts);
+        }
+        for OutputFacts { name, dtype, shape } in &facts.outputs {
+            output.line(format_args!("{GOOD}{name}{GOOD:#} {dtype}{shape:?}"))?;
+        }
+        let Milliseconds { compile, load, call } = facts.milliseconds;
+        output.line(format_args!(
+            "{FAINT}compiled in {compile:.1} ms, loaded in {load:.1} ms, first call {call:.3} ms{FAINT:#}"
+        ))
+    }
+}
+
+fn timed<T>(work: impl FnOnce() -> Result<T, CliError>) -> Result<(T, Duration), CliError> {
+    let start = Instant::now();
+    let result = work()?;
+    Ok((result, start.elapsed()))
+}
+
+/// Puts a file of these tensors in the place of whatever is there, whole or not at all.
+fn replace(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), CliError> {
+    let no_file = || CliError::NoFile { path: path.to_owned() };
+    let mut name = path.file_name().ok_or_else(no_file)?.to_owned();
+    name.push(format!(".{}.partial", process::id()));
+    let partial = path.with_file_name(name);
+    let named: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
+    let written = write(&partial, &named).map_err(|error| match error {
+        // Of the two paths, people know one.
+        SafetensorsError::Write { source, .. } => SafetensorsError::Write { path: path.to_owned(), source },
+        other => other,
+    });
+    let moved = written.map_err(CliError::from).and_then(|()| {
+        fs::rename(&partial, path).map_err(|source| CliError::Write { path: path.to_owned(), source })
+    });
+    if moved.is_err() {
+        // It may never have been made.
+        let _ = fs::remove_file(&partial);
+    }
+    moved
+}

@@ -1,0 +1,281 @@
+//! The command as a user calls it: what succeeds, what is refused in one line, and with which exit code.
+#![allow(clippy::unwrap_used, reason = "tests unwrap, also outside test functions")]
+
+mod common;
+
+use common::{base, case, file};
+use engraft::import::safetensors::{read_weights, write};
+use engraft::ir::json;
+use engraft::runtime::Tensor;
+use engraft::snapshot;
+use engraft_testing::assert_close;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
+    command.args(arguments);
+    command
+}
+
+fn engraft(arguments: &[&str]) -> Output {
+    command(arguments).output().unwrap()
+}
+
+/// What a successful command prints.
+#[track_caller]
+fn succeeds(arguments: &[&str]) -> String {
+    let Output { status, stdout, stderr } = engraft(arguments);
+    assert!(status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&stderr));
+    assert!(stderr.is_empty(), "{}", String::from_utf8_lossy(&stderr));
+    String::from_utf8(stdout).unwrap()
+}
+
+/// Requires exit code 1 and one line of error that says all of this.
+#[track_caller]
+fn refuses(arguments: &[&str], parts: &[&str]) {
+    let Output { status, stderr, .. } = engraft(arguments);
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(1), "{arguments:?}: {stderr}");
+    assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1, "{stderr:?}");
+    for part in parts {
+        assert!(stderr.contains(part), "{stderr:?} should contain {part:?}");
+    }
+}
+
+/// A directory with the base of the case `dora` as text and JSON, and what else a test puts there.
+struct Place {
+    directory: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = Self { directory: tempfile::tempdir().unwrap() };
+        let graph = base("dora");
+        place.put("mlp.txt", snapshot::built(&graph));
+        place.put("mlp.json", json::to_string(&graph));
+        place
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.directory.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn put(&self, name: &str, content: impl AsRef<[u8]>) -> String {
+        fs::write(self.path(name), content).unwrap();
+        self.path(name)
+    }
+
+    fn tensors(&self, name: &str, tensors: &[(&str, Tensor)]) -> String {
+        write(self.path(name), tensors).unwrap();
+        self.path(name)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.directory.path()).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort_unstable();
+        names
+    }
+}
+
+/// A file of the case `dora`.
+fn dora(file: &str) -> String {
+    case("dora").join(file).to_str().unwrap().to_owned()
+}
+
+#[track_caller]
+fn assert_y(path: impl AsRef<Path>, expected: &str) {
+    let reals =
+        |tensor: &Tensor| -> Vec<f64> { tensor.as_f32().unwrap().iter().map(|&x| f64::from(x)).collect() };
+    let (ours, recorded) = (read_weights(path).unwrap(), file("dora", "io.safetensors"));
+    let (ours, theirs) = (ours.get("y").unwrap(), recorded.get(expected).unwrap());
+    assert_eq!(ours.shape(), theirs.shape());
+    assert_close(&reals(ours), &reals(theirs), 1e-5, 1e-4);
+}
+
+#[test]
+fn demo_agrees_and_fits_the_page() {
+    let text = succeeds(&["demo"]);
+    assert_eq!(text.matches(": agrees").count(), 2, "{text}");
+    let headings: Vec<_> =
+        text.lines().filter(|line| line.starts_with(char::is_numeric)).map(|line| &line[..1]).collect();
+    assert_eq!(headings, ["1", "2", "3", "4", "5", "6"]);
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    assert!(!text.contains('\x1b'), "no colours but on a terminal");
+}
+
+#[test]
+fn demo_as_json() {
+    let facts: serde_json::Value = serde_json::from_str(&succeeds(&["demo", "--json"])).unwrap();
+    assert_eq!(facts["times"].as_array().unwrap().len(), 3);
+    assert!(facts["agreement"][0]["tolerances"].as_f64().unwrap() <= 1.0);
+}
+
+/// Every stage in every format, or a refusal that names both.
+#[test]
+fn show_prints_each_stage() {
+    let place = Place::new();
+    let (text, adapter) = (place.path("mlp.txt"), case("dora"));
+    let model = ["show", &text, "--adapter", adapter.to_str().unwrap()];
+    for (stage, format, start) in [
+        ("built", "text", Some("engraft 1\ngraph mlp\n")),
+        ("built", "json", Some("{\n  \"engraft\": 1,\n")),
+        ("built", "dot", Some("digraph \"mlp\" {")),
+        ("trace", "text", Some("dead_code: ")),
+        ("trace", "json", None),
+        ("trace", "dot", None),
+        ("optimized", "text", Some("engraft 1\ngraph mlp\n")),
+        ("optimized", "json", Some("{\n  \"engraft\": 1,\n")),
+        ("optimized", "dot", Some("digraph \"mlp\" {")),
+        ("plan", "text", Some("plan mlp\n")),
+        ("plan", "json", None),
+        ("plan", "dot", None),
+        ("clif", "text", Some("; ")),
+        ("clif", "json", None),
+        ("clif", "dot", None),
+    ] {
+        let arguments = [&model[..], &["--stage", stage, "--format", format]].concat();
+        match start {
+            Some(start) => assert!(succeeds(&arguments).starts_with(start), "{stage} as {format}"),
+            None => refuses(&arguments, &[&format!("the format {format} cannot show the stage {stage}")]),
+        }
+    }
+}
+
+#[test]
+fn show_reads_json_and_text() {
+    let place = Place::new();
+    let [text, json] = ["mlp.txt", "mlp.json"].map(|name| place.path(name));
+    assert_eq!(succeeds(&["show", &text]), succeeds(&["show", &json]));
+    assert_eq!(succeeds(&["show", &text, "--format", "json"]), fs::read_to_string(json).unwrap());
+}
+
+#[test]
+fn run_computes_what_peft_recorded() {
+    let place = Place::new();
+    let (model, output) = (place.path("mlp.txt"), place.path("y.safetensors"));
+    let (weights, io, adapter) = (dora("base.safetensors"), dora("io.safetensors"), case("dora"));
+    let base = ["run", &model, "--weights", &weights, "--input", &io, "--output", &output];
+    // The recorded file has `y` and `y_base` beside the input; they are no inputs, so they are ignored.
+    assert!(succeeds(&base).starts_with("y f32[6, 16]\n"));
+    assert_y(&output, "y_base");
+    let adapted = [&base[..], &["--adapter", adapter.to_str().unwrap()]].concat();
+    for more in [&[][..], &["--merge"], &["--json"]] {
+        let text = succeeds(&[&adapted[..], more].concat());
+        assert_y(&output, "y");
+        if more == ["--json"] {
+            let facts: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(facts["outputs"][0]["shape"], serde_json::json!([6, 16]));
+        }
+    }
+    assert_eq!(place.names(), ["mlp.json", "mlp.txt", "y.safetensors"]);
+}
+
+/// Live parameters come with the inputs.
+#[test]
+fn run_takes_live_parameters_from_the_input() {
+    let place = Place::new();
+    let graph = "engraft 1\ngraph g\nx: f32[n] @call = input()\nm: f32[n] @call = param()\n\
+                 h = mul(x, m)\noutput y = h\n";
+    let model = place.put("g.txt", graph);
+    let pair = |a, b| Tensor::f32(&[2], vec![a, b]).unwrap();
+    let input = place.tensors("in.safetensors", &[("x", pair(2.0, 3.0)), ("m", pair(5.0, 7.0))]);
+    let output = place.path("out.safetensors");
+    succeeds(&["run", &model, "--input", &input, "--output", &output]);
+    assert_eq!(read_weights(&output).unwrap().get("y").unwrap().as_f32().unwrap(), [10.0, 21.0]);
+}
+
+#[test]
+fn verify_holds() {
+    let place = Place::new();
+    let (model, weights) = (place.path("mlp.json"), dora("base.safetensors"));
+    let adapter = case("dora");
+    let adapted = ["verify", &model, "--adapter", adapter.to_str().unwrap()];
+    let text = succeeds(&adapted);
+    for part in
+        ["mlp with random weights", "batch = 0", "batch = 7", "fuse_dora", "  dora at fc1", "as built"]
+    {
+        assert!(text.contains(part), "{text}");
+    }
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    let more = ["--weights", &weights, "--merge", "--json"];
+    let facts: serde_json::Value = serde_json::from_str(&succeeds(&[&adapted[..], &more].concat())).unwrap();
+    assert_eq!(facts["holds"], true);
+    assert!(facts["passes"].as_array().unwrap().iter().any(|pass| pass["pass"] == "merge"));
+}
+
+/// What is wrong with a file or a model is said in one line that names it, and nothing is written.
+#[test]
+fn bad_input_is_refused() {
+    let place = Place::new();
+    let (text, json) = (place.path("mlp.txt"), fs::read(place.path("mlp.json")).unwrap());
+    let (weights, io) = (dora("base.safetensors"), dora("io.safetensors"));
+    let output = place.put("y.safetensors", "what was there");
+    let truncated_json = place.put("truncated.json", &json[..json.len() / 2]);
+    let truncated = place.put("truncated.safetensors", &fs::read(&weights).unwrap()[..500]);
+    let bad_graph = place
+        .put("bad.txt", "engraft 1\ngraph g\nx: f32[2] @call = input()\ny = dense(x, w)\noutput y = y\n");
+    let binary = place.put("binary", [0xff, 0xfe, 0]);
+    let floats = |shape: &[usize]| Tensor::zeros(engraft::runtime::DType::F32, shape).unwrap();
+    let shape = place.tensors("shape.safetensors", &[("x", floats(&[6, 23]))]);
+    let ids = Tensor::zeros(engraft::runtime::DType::I64, &[6, 24]).unwrap();
+    let dtype = place.tensors("dtype.safetensors", &[("x", ids)]);
+    let empty = place.tensors("empty.safetensors", &[]);
+    let (missing, nowhere) = (place.path("missing"), place.path("no/y.safetensors"));
+    let before = place.names();
+
+    refuses(&["show", &missing], &[&missing, "No such file"]);
+    refuses(&["show", &truncated_json], &["truncated.json", "line", "EOF"]);
+    refuses(&["show", &bad_graph], &["bad.txt", "line 4", "`w`"]);
+    refuses(&["show", &binary], &["binary", "not UTF-8 after 0"]);
+    refuses(&["show", &text, "--adapter", &missing], &["adapter_config.json"]);
+    let pissa = case("pissa");
+    refuses(&["show", &text, "--adapter", pissa.to_str().unwrap()], &["changes the base's weights"]);
+
+    let run = |weights: &str, input: &str, output: &str, parts: &[&str]| {
+        refuses(&["run", &text, "--weights", weights, "--input", input, "--output", output], parts);
+    };
+    run(&missing, &io, &output, &[&missing]);
+    run(
+        &truncated,
+        &io,
+        &output,
+        &["truncated.safetensors", "`fc1.weight` ends at byte 4000", "the file has 212"],
+    );
+    run(&empty, &io, &output, &["`fc1.weight`", "f32[40, 24]", "looked in", "empty.safetensors"]);
+    run(&weights, &shape, &output, &["`x`", "f32[batch, 24]", "[6, 23]"]);
+    run(&weights, &dtype, &output, &["`x`", "i64"]);
+    run(&weights, &empty, &output, &["`x` is missing"]);
+    run(&weights, &io, &nowhere, &["no/y.safetensors"]);
+    run(&weights, &io, "/", &["expected the path of a file"]);
+    refuses(&["run", &text, "--input", &io, "--output", &output], &["`fc1.weight`", "--weights"]);
+    refuses(&["verify", &text, "--weights", &empty], &["`fc1.weight`", "empty.safetensors"]);
+
+    assert_eq!(place.names(), before, "nothing is left behind");
+    assert_eq!(fs::read(&output).unwrap(), b"what was there");
+}
+
+#[test]
+fn wrong_calls_exit_with_2() {
+    for arguments in [&[][..], &["dance"], &["show"], &["show", "m", "--stage", "dancing"], &["run", "m"]] {
+        assert_eq!(engraft(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+/// A reader that goes away is no failure.
+#[test]
+fn a_closed_pipe_is_quiet() {
+    let place = Place::new();
+    let mut child = command(&["show", &place.path("mlp.txt"), "--stage", "clif"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    assert!(status.success() && stderr.is_empty(), "{status}: {}", String::from_utf8_lossy(&stderr));
+}

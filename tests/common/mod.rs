@@ -1,0 +1,39 @@
+//! What the tests of the whole product share: the recorded cases, and graphs of the bases they were recorded on.
+#![allow(dead_code, clippy::unwrap_used, reason = "each test binary uses a part; tests unwrap")]
+
+use engraft::import::safetensors::read_weights;
+use engraft::ir::layers::{conv1d, embedding, linear};
+use engraft::prelude::*;
+use engraft::runtime::Weights;
+use std::path::PathBuf;
+
+/// The directory of a case that PEFT recorded.
+pub fn case(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/peft").join(name)
+}
+
+/// A file of a case.
+pub fn file(name: &str, file: &str) -> Weights {
+    read_weights(case(name).join(file)).unwrap()
+}
+
+/// The graph of the base that a case was recorded on, as `case.json` says.
+pub fn base(name: &str) -> Graph {
+    let json = std::fs::read_to_string(case(name).join("case.json")).unwrap();
+    let case: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let g = GraphBuilder::new(case["base"].as_str().unwrap());
+    let x = || g.input("x", F32, dims!["batch", 24]);
+    let y = match case["base"].as_str().unwrap() {
+        "mlp" => linear(linear(x(), "fc1", 40, true).relu(), "fc2", 16, true),
+        "mlp_nobias" => linear(linear(x(), "fc1", 40, false).relu(), "fc2", 16, false),
+        "mlp_square" => linear(linear(x(), "fc1", 24, true).relu(), "fc2", 24, true),
+        "conv1d" => conv1d(conv1d(x(), "fc1", 40).gelu(), "fc2", 16),
+        "emb" => {
+            let ids = g.input("ids", I64, dims!["batch", "seq"]);
+            linear(embedding(ids, "emb", 50, 24), "fc", 16, true)
+        }
+        other => panic!("there is no base `{other}`"),
+    };
+    g.output("y", y);
+    g.finish().unwrap()
+}
