@@ -57,13 +57,13 @@ impl Emit<'_, '_> {
             let value = match entry {
                 Entry::Extent(dim) => self.saturating_dim(dim),
                 Entry::Bytes(blocks) => {
-                    let mut sum = self.int(0);
+                    let mut sum: Option<Value> = None;
                     for block in blocks {
                         let bytes = self.saturating_dim(block);
                         let bytes = self.saturating_round_up(bytes);
-                        sum = self.saturating_add(sum, bytes);
+                        sum = Some(sum.map_or(bytes, |sum| self.saturating_add(sum, bytes)));
                     }
-                    sum
+                    sum.unwrap_or_else(|| self.int(0))
                 }
             };
             self.b.ins().store(memory(), value, sizes, 8 * index as i32);
@@ -72,19 +72,26 @@ impl Emit<'_, '_> {
 
     /// The value of a dim, or `u64::MAX` if it overflows.
     fn saturating_dim(&mut self, dim: &Dim) -> Value {
-        let mut sum = self.int(0);
+        let mut sum: Option<Value> = None;
         for (coefficient, product) in dim.terms() {
-            let mut term = self.int(coefficient as i64);
+            let mut term = (coefficient != 1 || product.is_empty()).then(|| self.int(coefficient as i64));
             for symbol in product {
                 let value = self.symbol(symbol);
-                let high = self.b.ins().umulhi(term, value);
-                let low = self.b.ins().imul(term, value);
-                let max = self.int(-1);
-                term = self.b.ins().select(high, max, low);
+                term = Some(term.map_or(value, |term| self.saturating_mul(term, value)));
             }
-            sum = self.saturating_add(sum, term);
+            sum = match (sum, term) {
+                (Some(sum), Some(term)) => Some(self.saturating_add(sum, term)),
+                (sum, term) => sum.or(term),
+            };
         }
-        sum
+        sum.unwrap_or_else(|| self.int(0))
+    }
+
+    fn saturating_mul(&mut self, a: Value, b: Value) -> Value {
+        let high = self.b.ins().umulhi(a, b);
+        let low = self.b.ins().imul(a, b);
+        let max = self.int(-1);
+        self.b.ins().select(high, max, low)
     }
 
     fn saturating_add(&mut self, a: Value, b: Value) -> Value {
@@ -94,6 +101,7 @@ impl Emit<'_, '_> {
         self.b.ins().select(overflows, max, sum)
     }
 
+    /// Bytes rounded up to whole cache lines, or `u64::MAX`.
     fn saturating_round_up(&mut self, bytes: Value) -> Value {
         let last = self.int(ALIGNMENT as i64 - 1);
         let up = self.saturating_add(bytes, last);
