@@ -45,7 +45,11 @@ fn the_weight_meaning_is_dora_and_merges() {
 
 #[test]
 fn the_output_meaning_is_output_dora_and_does_not_merge() {
-    becomes(&DoraConfig::new(20, 12).rank(4).meaning(DoraMeaning::Output).build().unwrap(), "output_dora", false);
+    becomes(
+        &DoraConfig::new(20, 12).rank(4).meaning(DoraMeaning::Output).build().unwrap(),
+        "output_dora",
+        false,
+    );
     becomes(&wrapped(DoraMeaning::Output), "output_dora", false);
 }
 
