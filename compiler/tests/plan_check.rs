@@ -1,6 +1,6 @@
 //! The plan checker: sound plans pass, and each way of breaking one is told by its own error.
-
 #![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::bindings;

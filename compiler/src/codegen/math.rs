@@ -104,13 +104,16 @@ impl Emit<'_, '_> {
         self.as_float(width, bits)
     }
 
-    /// `1 / (1 + exp(-x))`.
+    /// `1 / (1 + exp(-x))`, for negative x as `exp(x) / (1 + exp(x))`, so that no exponential overflows and results
+    /// near 0 are exact.
     fn sigmoid(&mut self, width: Width, x: Value) -> Value {
-        let negative = self.b.ins().fneg(x);
+        let magnitude = self.b.ins().fabs(x);
+        let negative = self.b.ins().fneg(magnitude);
         let e = self.exp(width, negative);
-        let one = self.number(width, 1.0);
+        let (zero, one) = (self.number(width, 0.0), self.number(width, 1.0));
+        let numerator = self.choose(FloatCC::LessThan, x, zero, e, one);
         let sum = self.add(one, e);
-        self.div(one, sum)
+        self.div(numerator, sum)
     }
 
     /// `tanh(x)`: near 0 an odd polynomial, elsewhere `1 - 2 / (exp(2|x|) + 1)` with the sign of x.
@@ -207,17 +210,16 @@ impl Emit<'_, '_> {
         self.mul(product, series)
     }
 
-    /// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`.
+    /// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, where `(1 + tanh(u)) / 2` is the sigmoid of `2 u`.
     fn gelu_tanh(&mut self, width: Width, x: Value) -> Value {
         let square = self.mul(x, x);
         let (cubic, one) = (self.number(width, 0.044_715), self.number(width, 1.0));
         let factor = self.mul_add(square, cubic, one);
         let inner = self.mul(factor, x);
-        let root = self.number(width, 0.797_884_6);
-        let inner = self.mul(inner, root);
-        let tanh = self.tanh(width, inner);
-        let half = self.number(width, 0.5);
-        let gate = self.mul_add(half, tanh, half);
+        // 2 √(2/π)
+        let root = self.number(width, 1.595_769);
+        let doubled = self.mul(inner, root);
+        let gate = self.sigmoid(width, doubled);
         self.mul(x, gate)
     }
 }

@@ -5,13 +5,9 @@ use engraft_compiler::plan::check::check_all;
 use engraft_compiler::plan::{PlanOptions, plan};
 use engraft_compiler::values::{to_tensor, to_value};
 use engraft_ir::eval::{Values, eval};
-use engraft_ir::{Bindings, Graph, Op, Stage, Symbol, sample};
-use engraft_runtime::{Context, Options, Program, Tensor, Weights};
-
-/// The bindings of these symbols.
-pub fn bindings(symbols: &[(&str, u64)]) -> Bindings {
-    symbols.iter().map(|&(name, value)| (Symbol::new(name), value)).collect()
-}
+use engraft_ir::{Graph, Op, Stage, sample};
+use engraft_runtime::{Context, Options, Program, Session, Tensor, Weights};
+pub use engraft_testing::bindings;
 
 /// The program of a graph as it stands.
 pub fn program(graph: &Graph, fuse: bool) -> Program {
@@ -36,6 +32,11 @@ pub fn run(program: &Program, graph: &Graph, values: &Values) -> Values {
     let base =
         program.load_base(&weights(graph, values, Stage::Base), context).unwrap_or_else(|e| panic!("{e}"));
     let model = base.load_adapter(&weights(graph, values, Stage::Adapter)).unwrap_or_else(|e| panic!("{e}"));
+    run_in(&mut model.session(), graph, values)
+}
+
+/// Calls a session on the inputs and live parameters among these values.
+pub fn run_in(session: &mut Session, graph: &Graph, values: &Values) -> Values {
     let is_given =
         |op: &Op| matches!(op, Op::Input(_)) || matches!(op, Op::Param(p) if p.binding == Stage::Call);
     let given: Vec<(String, Tensor)> = graph
@@ -44,7 +45,7 @@ pub fn run(program: &Program, graph: &Graph, values: &Values) -> Values {
         .map(|node| (node.name().to_owned(), to_tensor(&values[node.name()], node.ty()).unwrap()))
         .collect();
     let given: Vec<_> = given.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    let outputs = model.run(&given).unwrap_or_else(|e| panic!("{e}"));
+    let outputs = session.run(&given).unwrap_or_else(|e| panic!("{e}"));
     outputs.into_iter().map(|(name, tensor)| (name, to_value(&tensor).unwrap())).collect()
 }
 

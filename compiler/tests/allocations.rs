@@ -1,0 +1,72 @@
+//! A session that has seen a call as large allocates nothing. The only test of its process, because it counts.
+#![allow(clippy::unwrap_used, unsafe_code)]
+
+mod common;
+
+use common::{bindings, weights};
+use engraft_compiler::{Options, compile};
+use engraft_ir::DType::F32;
+use engraft_ir::{GraphBuilder, Stage, dims, sample};
+use engraft_runtime::{Context, Tensor};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The system's allocator, counting the blocks it gives out, on whichever thread.
+struct Counting;
+
+static BLOCKS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call is handed on to the system's allocator as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        BLOCKS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promises are the system's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are the system's, which gave out the block.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn steady_calls_allocate_nothing() {
+    let g = GraphBuilder::new("layer");
+    let x = g.input("x", F32, dims!["batch", 37]);
+    let w = g.param("w", F32, dims![130, 37]);
+    let a = g.param("a", F32, dims![4, 37]).adapter();
+    let b = g.param("b", F32, dims![130, 4]).adapter();
+    let m = g.param("m", F32, dims![130]).adapter();
+    let y = x.dora(w, a, b, m / w.lora_norm(a, b, 0.5), None, 0.5).gelu();
+    g.output("normed", y.layer_norm(None, None, 1e-5));
+    g.output("probabilities", y.softmax(-1));
+    let graph = g.finish().unwrap();
+    let values = sample::values(&graph, &bindings(&[("batch", 1)]), 1).unwrap();
+    let program = compile(&graph, &Options::default()).unwrap().program;
+    let options = engraft_runtime::Options { threads: NonZeroUsize::new(2), kernels: None };
+    let context = Context::new(options).unwrap();
+    let base = program.load_base(&weights(&graph, &values, Stage::Base), context).unwrap();
+    let mut session = base.load_adapter(&weights(&graph, &values, Stage::Adapter)).unwrap().session();
+
+    let [large, small] = [200, 3].map(|batch| Tensor::f32(&[batch, 37], vec![0.25; batch * 37]).unwrap());
+    let mut outputs = [(); 2].map(|()| Tensor::empty(engraft_runtime::DType::F32));
+    session.run_into(&[&large], &mut outputs).unwrap();
+    let mut blocks_of_a_round = || {
+        let before = BLOCKS.load(Ordering::Relaxed);
+        for _ in 0..5 {
+            session.run_into(&[&small], &mut outputs).unwrap();
+            session.run_into(&[&large], &mut outputs).unwrap();
+        }
+        BLOCKS.load(Ordering::Relaxed) - before
+    };
+    // Threads that have yet to start, a worker's and the test harness's, allocate once. Calls that allocate would do so
+    // in every round.
+    let quietest = (0..20).map(|_| blocks_of_a_round()).min();
+    assert_eq!(quietest, Some(0));
+    assert_eq!(outputs[0].shape(), [200, 130]);
+}

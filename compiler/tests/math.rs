@@ -1,0 +1,184 @@
+//! The error of the elementwise functions as compiled, over the whole range of f32: every 997th bit pattern and the
+//! edges of what floats are, in vectors and one by one, against f64. The bounds are what was measured, rounded up.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use engraft_ir::DType::F32;
+use engraft_ir::ops::Unary;
+use engraft_ir::{Graph, GraphBuilder, dims};
+use engraft_runtime::{Context, Options, Session, Tensor, Weights};
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
+
+/// Between the patterns tried; a prime, so that every exponent sees all kinds of mantissas.
+const STRIDE: usize = 997;
+
+/// Elements per call.
+const BATCH: usize = 1 << 16;
+
+/// The least normal number.
+const NORMAL: f64 = f32::MIN_POSITIVE as f64;
+
+/// The least number, and the distance of neighbours below [`NORMAL`].
+const TINY: f64 = NORMAL / (1 << 23) as f64;
+
+/// How far results may be from the true ones, in units in the last place of these.
+struct Bound {
+    /// Where the true result is at least `near`.
+    ulps: f64,
+    /// Where the tail of the function begins: an exponential's argument, itself rounded, is large.
+    near: f64,
+    /// In the tail.
+    tail: f64,
+    /// Where the true result is below the normal numbers.
+    tiny: f64,
+}
+
+impl Bound {
+    /// The same bound everywhere.
+    const fn all(ulps: f64) -> Self {
+        Self { ulps, near: 0.0, tail: ulps, tiny: ulps }
+    }
+}
+
+/// `f(x)` in f64, without the cancellation of the formulas as they are written.
+fn exact(function: Unary, x: f64) -> f64 {
+    let sigmoid = |x: f64| if x < 0.0 { x.exp() / (1.0 + x.exp()) } else { 1.0 / (1.0 + (-x).exp()) };
+    match function {
+        Unary::Sigmoid => sigmoid(x),
+        Unary::Silu => x * sigmoid(x),
+        Unary::Gelu => x * (0.5 * libm::erfc(-x * FRAC_1_SQRT_2)),
+        // (1 + tanh(u)) / 2 is the sigmoid of 2 u.
+        Unary::GeluTanh => x * sigmoid(2.0 * FRAC_2_PI.sqrt() * (x + 0.044_715 * x * x * x)),
+        _ => function.apply(x),
+    }
+}
+
+fn inputs() -> Vec<f32> {
+    let edges = [0_u32, 1, 0x007f_ffff, 0x0080_0000, 0x3f80_0000, 0x7f7f_ffff, 0x7f80_0000, 0x7fc0_0000];
+    let edges = edges.into_iter().flat_map(|bits| [bits, bits | 0x8000_0000]);
+    let mut inputs: Vec<_> = edges.chain((0..=u32::MAX).step_by(STRIDE)).map(f32::from_bits).collect();
+    inputs.resize(inputs.len().next_multiple_of(BATCH), 1.0);
+    inputs
+}
+
+/// The function of `[batch]`, contiguous: in vectors.
+fn vectors(function: Unary) -> Graph {
+    let g = GraphBuilder::new("vectors");
+    g.output("y", g.input("x", F32, dims!["batch"]).unary(function));
+    g.finish().unwrap()
+}
+
+/// The function of `[batch]` as the first of two columns, which are written one by one.
+fn one_by_one(function: Unary) -> Graph {
+    let g = GraphBuilder::new("one_by_one");
+    let x = g.input("x", F32, dims!["batch", 1]);
+    g.output("y", x.unary(function).concat(&[x], 1));
+    g.finish().unwrap()
+}
+
+fn session(graph: &Graph) -> Session {
+    let context = Context::new(Options::default()).unwrap();
+    let base = common::program(graph, true).load_base(&Weights::new(), context).unwrap();
+    base.load_adapter(&Weights::new()).unwrap().session()
+}
+
+/// Whether infinities and what is no number are where they belong; `None` where both are finite.
+fn agree_beyond(ours: f32, theirs: f64) -> Option<bool> {
+    let rounded = theirs as f32;
+    let is_finite = ours.is_finite() && rounded.is_finite();
+    (!is_finite).then(|| ours == rounded || (ours.is_nan() && theirs.is_nan()))
+}
+
+fn within(function: Unary, bound: &Bound) {
+    let (mut wide, mut narrow) = (session(&vectors(function)), session(&one_by_one(function)));
+    let [mut in_vectors, mut one_by_one] = [(); 2].map(|()| [Tensor::empty(engraft_runtime::DType::F32)]);
+    // The worst of each range, and where.
+    let mut worst = [(0.0_f64, 0.0_f32, 0.0_f32); 3];
+    for batch in inputs().chunks(BATCH) {
+        wide.run_into(&[&Tensor::f32(&[BATCH], batch.to_vec()).unwrap()], &mut in_vectors).unwrap();
+        narrow.run_into(&[&Tensor::f32(&[BATCH, 1], batch.to_vec()).unwrap()], &mut one_by_one).unwrap();
+        let ours = in_vectors[0].as_f32().unwrap();
+        for ((&x, &y), columns) in batch.iter().zip(ours).zip(one_by_one[0].as_f32().unwrap().chunks(2)) {
+            assert!(
+                y.to_bits() == columns[0].to_bits() || (y.is_nan() && columns[0].is_nan()),
+                "{function:?}({x:e}) is {y:e} in a vector, {:e} by itself",
+                columns[0]
+            );
+            let theirs = exact(function, f64::from(x));
+            if let Some(agrees) = agree_beyond(y, theirs) {
+                assert!(agrees, "{function:?}({x:e}) is {theirs:e}, found {y:e}");
+                continue;
+            }
+            let exponent = (theirs.abs().to_bits() >> 52) as i32 - 1023;
+            let ulp = 2.0_f64.powi(exponent - 23).max(TINY);
+            let range = if theirs.abs() < NORMAL { 2 } else { usize::from(theirs.abs() < bound.near) };
+            let ulps = (f64::from(y) - theirs).abs() / ulp;
+            if ulps > worst[range].0 {
+                worst[range] = (ulps, x, y);
+            }
+        }
+    }
+    for ((ulps, x, y), allowed) in worst.into_iter().zip([bound.ulps, bound.tail, bound.tiny]) {
+        let theirs = exact(function, f64::from(x));
+        assert!(
+            ulps <= allowed,
+            "{function:?}({x:e}) is {theirs:e}, found {y:e}: off by {ulps} of {allowed} ulps"
+        );
+    }
+}
+
+#[test]
+fn neg() {
+    within(Unary::Neg, &Bound::all(0.0));
+}
+
+#[test]
+fn relu() {
+    within(Unary::Relu, &Bound::all(0.0));
+}
+
+#[test]
+fn square() {
+    within(Unary::Square, &Bound::all(0.5));
+}
+
+#[test]
+fn sqrt() {
+    within(Unary::Sqrt, &Bound::all(0.5));
+}
+
+#[test]
+fn rsqrt() {
+    within(Unary::Rsqrt, &Bound::all(1.5));
+}
+
+#[test]
+fn exp() {
+    within(Unary::Exp, &Bound::all(1.0));
+}
+
+#[test]
+fn tanh() {
+    within(Unary::Tanh, &Bound::all(1.3));
+}
+
+#[test]
+fn sigmoid() {
+    within(Unary::Sigmoid, &Bound::all(2.2));
+}
+
+#[test]
+fn silu() {
+    within(Unary::Silu, &Bound { ulps: 3.0, near: 1e-30, tail: 46.0, tiny: 53.0 });
+}
+
+#[test]
+fn gelu() {
+    within(Unary::Gelu, &Bound { ulps: 12.0, near: 1e-2, tail: 240.0, tiny: 80.0 });
+}
+
+#[test]
+fn gelu_tanh() {
+    within(Unary::GeluTanh, &Bound { ulps: 15.0, near: 1e-2, tail: 270.0, tiny: 111.0 });
+}

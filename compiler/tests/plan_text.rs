@@ -1,0 +1,98 @@
+//! What people read: the text of plans and of the code they become. Only the calling convention in a function's
+//! signature depends on the machine; it is left out.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use engraft_compiler::plan::check::check_all;
+use engraft_compiler::plan::{Plan, PlanOptions, plan};
+use engraft_ir::DType::F32;
+use engraft_ir::{Axis, Graph, GraphBuilder, Tensor, dims};
+
+/// A graph of one expression on an input `[batch, 6]`.
+fn on_input(name: &str, body: impl for<'g> Fn(&'g GraphBuilder, Tensor<'g>) -> Tensor<'g>) -> Graph {
+    let g = GraphBuilder::new(name);
+    let x = g.input("x", F32, dims!["batch", 6]);
+    g.output("y", body(&g, x));
+    g.finish().unwrap()
+}
+
+fn planned(graph: &Graph, fuse: bool) -> Plan {
+    let plan = plan(graph, PlanOptions { fuse }).unwrap();
+    check_all(&plan).unwrap_or_else(|e| panic!("{e}\n{plan}"));
+    plan
+}
+
+/// W, A, B and m of a layer `[5, 6]` of rank 2.
+fn parameters(g: &GraphBuilder) -> [Tensor<'_>; 4] {
+    [
+        g.param("w", F32, dims![5, 6]),
+        g.param("a", F32, dims![2, 6]).adapter(),
+        g.param("b", F32, dims![5, 2]).adapter(),
+        g.param("m", F32, dims![5]).adapter(),
+    ]
+}
+
+/// The code of the kernel or epilogue of this name.
+fn clif(graph: &Graph, name: &str) -> String {
+    let functions = engraft_compiler::jit(&planned(graph, true)).unwrap().clif;
+    let names: Vec<_> = functions.iter().map(|f| f.name.as_str()).collect();
+    let function = functions.iter().find(|f| f.name == name).unwrap_or_else(|| panic!("{names:?}"));
+    ["system_v", "windows_fastcall", "apple_aarch64"]
+        .iter()
+        .fold(function.text.clone(), |text, convention| text.replace(&format!(" {convention}"), ""))
+}
+
+/// As written, the new weight is an adapter-load value: the call is one product with its panels.
+#[test]
+fn weight_form_as_written() {
+    let graph = on_input("weight_form", |g, x| {
+        let [w, a, b, m] = parameters(g);
+        let direction = (w + Tensor::lora_delta(a, b, 0.5)).normalize(Axis::IN).named("direction");
+        x.dense(direction.magnitude(m, Axis::OUT), None)
+    });
+    insta::assert_snapshot!(planned(&graph, false));
+}
+
+#[test]
+fn dense_with_epilogue() {
+    let graph = on_input("dense_relu", |g, x| {
+        x.dense(g.param("w", F32, dims![5, 6]), Some(g.param("bias", F32, dims![5]))).relu()
+    });
+    insta::assert_snapshot!(planned(&graph, true));
+}
+
+/// The norm of W + BA and the gain are adapter-load values; h is the only scratch of a call.
+#[test]
+fn dora_with_staged_gain() {
+    let graph = on_input("dora", |g, x| {
+        let [w, a, b, m] = parameters(g);
+        let gain = (m / w.lora_norm(a, b, 0.5)).named("gain");
+        x.dora(w, a, b, gain, None, 0.5)
+    });
+    insta::assert_snapshot!(planned(&graph, true));
+}
+
+#[test]
+fn code_of_a_fused_loop() {
+    let graph = on_input("fused", |g, x| (x + g.param("shift", F32, dims![6])).relu().scale(0.5));
+    insta::assert_snapshot!(clif(&graph, "kernel_0_loop"));
+}
+
+#[test]
+fn code_of_an_epilogue() {
+    let graph = on_input("epilogue", |g, x| x.dense(g.param("w", F32, dims![6, 6]), None) + x);
+    insta::assert_snapshot!(clif(&graph, "epilogue_1"));
+}
+
+#[test]
+fn code_of_a_softmax() {
+    let graph = on_input("softmax", |_, x| x.softmax(-1));
+    insta::assert_snapshot!(clif(&graph, "kernel_0_softmax"));
+}
+
+#[test]
+fn code_of_a_call() {
+    let graph = on_input("call", |g, x| x.dense(g.param("w", F32, dims![5, 6]), None).softmax(-1));
+    insta::assert_snapshot!(clif(&graph, "engraft_stage_call"));
+}
