@@ -1,5 +1,6 @@
 //! Edifice's layers, optimised and compiled: which op each meaning becomes, that the code agrees with the reference, and
 //! that the output meaning cannot be merged.
+#![allow(clippy::unwrap_used, reason = "what the tests share unwraps, too")]
 
 mod common;
 

@@ -5,6 +5,7 @@
 mod common;
 
 use common::{bindings, difference, run_in, weights};
+use engraft_compiler::pipeline::PipelineError;
 use engraft_compiler::plan::PlanError;
 use engraft_compiler::{CompileError, Options, compile};
 use engraft_ir::DType::{F32, F64, I64};
@@ -163,6 +164,6 @@ fn a_symbol_that_nothing_binds_is_refused_by_name() {
     let y = graph.add("y", Unary::Relu, &[Some(x)]).unwrap();
     graph.add_output("y", y).unwrap();
     let error = compile(&graph, &Options::default()).err().unwrap();
-    assert!(matches!(error, CompileError::Plan(PlanError::Invalid { .. })));
+    assert!(matches!(error, CompileError::Pipeline(PipelineError::Input { .. })));
     assert!(error.to_string().contains("dim `batch` of `x` is unknown"), "{error}");
 }
