@@ -33,7 +33,7 @@
 //! `cargo insta review` shows what changed since a snapshot was accepted; with `INSTA_UPDATE=no` nothing is accepted in
 //! silence.
 
-use engraft_compiler::{CompileError, Options, compile, optimize, plan as planned};
+use engraft_compiler::{Clif, CompileError, Options, compile, optimize, plan as planned};
 use engraft_ir::{Graph, text};
 
 /// A level of the lowering.
@@ -84,7 +84,11 @@ pub fn at(level: Level, graph: &Graph, options: &Options) -> Result<String, Comp
         Level::Plan => planned(&optimize(graph, options)?.graph, options)?.to_string(),
         Level::Clif => {
             let functions = compile(graph, options)?.clif;
-            functions.iter().map(|function| format!("; {}\n{}\n", function.name, function.text)).collect()
+            functions
+                .iter()
+                .map(|Clif { name, text }| format!("; {name}\n{text}"))
+                .collect::<Vec<_>>()
+                .join("\n")
         }
     })
 }

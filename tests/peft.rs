@@ -49,12 +49,12 @@ fn with(mut weights: Weights, others: &Weights) -> Weights {
     weights
 }
 
-fn check_case(name: &str, base_weights: Weights, adapter: &PeftAdapter) {
+fn check_case(name: &str, base_weights: &Weights, adapter: &PeftAdapter) {
     let (graph, io) = (base(name), file(name, "io.safetensors"));
     let attached = attach(&graph, adapter).unwrap();
     let all = with(base_weights.clone(), &attached.weights);
     // PEFT switches an adapter off without restoring the biases that it replaced.
-    let without = if adapter.config().bias == BiasMode::None { &base_weights } else { &all };
+    let without = if adapter.config().bias == BiasMode::None { base_weights } else { &all };
     check(&graph, Options::default(), without, &io, "y_base");
     for way in WAYS {
         check(&attached.graph, way, &all, &io, "y");
@@ -66,7 +66,7 @@ macro_rules! cases {
         $(#[test]
         fn $name() {
             let name = stringify!($name);
-            check_case(name, file(name, "base.safetensors"), &PeftAdapter::open(case(name)).unwrap());
+            check_case(name, &file(name, "base.safetensors"), &PeftAdapter::open(case(name)).unwrap());
         })*
 
         /// No recorded case is forgotten.
@@ -110,7 +110,7 @@ fn pissa() {
         weights.insert(name, runtime::Tensor::f32(w.shape(), rest).unwrap());
     }
     let adapter = PeftAdapter::open(case("pissa")).unwrap().on_residual_base();
-    check_case("pissa", weights, &adapter);
+    check_case("pissa", &weights, &adapter);
 }
 
 /// What is left of a matrix without its `rank` largest singular components: `W - Σ σ u vᵀ`, by one-sided Jacobi rotations,

@@ -9,9 +9,10 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Vi
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::process;
 use thiserror::Error;
 
 /// The longest header, in bytes, that the format allows.
@@ -151,7 +152,7 @@ pub enum SafetensorsError {
         /// The name.
         tensor: String,
     },
-    /// The file could not be written.
+    /// The tensors could not be put into the format.
     #[error("{}: {source}", path.display())]
     Write {
         /// The file.
@@ -304,7 +305,8 @@ fn decode<const N: usize, T>(bytes: &[u8], element: impl Fn([u8; N]) -> T) -> Re
     Ok(elements)
 }
 
-/// Writes tensors to a safetensors file, in place of what was there.
+/// Writes tensors to a safetensors file. It takes the place of what was there when it is whole; until then, and when
+/// writing fails, that stays.
 ///
 /// # Errors
 /// Two tensors have the same name, or the file cannot be written.
@@ -315,8 +317,23 @@ pub fn write(path: impl AsRef<Path>, tensors: &[(&str, Tensor)]) -> Result<(), S
         return Err(SafetensorsError::Duplicate { path: path.to_owned(), tensor: (*name).to_owned() });
     }
     let views = tensors.iter().map(|(name, tensor)| (*name, Written(tensor)));
-    safetensors::serialize_to_file(views, None, path)
-        .map_err(|source| SafetensorsError::Write { path: path.to_owned(), source })
+    let bytes = safetensors::serialize(views, None)
+        .map_err(|source| SafetensorsError::Write { path: path.to_owned(), source })?;
+    replace(path, &bytes).map_err(|source| SafetensorsError::Io { path: path.to_owned(), source })
+}
+
+/// Puts a file in the place of another, whole or not at all. (The format's own crate does so too, but leaves a file that
+/// nobody else may read.)
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.partial", process::id()));
+    let partial = path.with_file_name(name);
+    let replaced = fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, path));
+    if replaced.is_err() {
+        // It may never have been made; then there is nothing to remove.
+        let _ = fs::remove_file(&partial);
+    }
+    replaced
 }
 
 /// A tensor as the format's crate wants to see it.

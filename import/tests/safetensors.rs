@@ -4,7 +4,7 @@
 mod common;
 
 use common::{case, numbers};
-use engraft_import::safetensors::{SafetensorsError, read_weights, write};
+use engraft_import::safetensors::{SafetensorsError, parse_weights, read_weights, write};
 use engraft_runtime::{Tensor, Weights};
 use proptest::prelude::*;
 use std::fs;
@@ -132,4 +132,29 @@ proptest! {
         bytes.splice(at..at, more);
         drop(read(&bytes));
     }
+}
+
+/// A file in memory reads as one on disk, and its errors name what the caller calls it.
+#[test]
+fn bytes_in_memory_are_read() {
+    let path = case("dora").join("base.safetensors");
+    let (bytes, on_disk) = (fs::read(&path).unwrap(), read_weights(&path).unwrap());
+    let in_memory = parse_weights("embedded", &bytes).unwrap();
+    assert!(in_memory.iter().eq(on_disk.iter()));
+    let error = parse_weights("embedded", &bytes[..5]).unwrap_err().to_string();
+    assert_eq!(error, "embedded: the header takes 8 bytes, but the file has 5");
+}
+
+#[test]
+fn what_cannot_be_replaced_stays_and_nothing_is_left_behind() {
+    let directory = tempfile::tempdir().unwrap();
+    // A directory with something in it cannot be replaced by a file.
+    let path = directory.path().join("taken");
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("inside"), "what was there").unwrap();
+    let error = write(&path, &[("a", numbers("a", &[2]))]).unwrap_err().to_string();
+    assert!(error.contains("taken: "), "{error}");
+    let left: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["taken"]);
+    assert!(path.join("inside").exists());
 }

@@ -32,20 +32,6 @@ pub enum CliError {
         /// Why.
         source: io::Error,
     },
-    /// A file cannot be put in its place.
-    #[error("{}: cannot be written: {source}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A path that is to be written names no file.
-    #[error("{}: expected the path of a file to write", path.display())]
-    NoFile {
-        /// The path.
-        path: PathBuf,
-    },
     /// A model is neither JSON nor text.
     #[error("{}: expected a graph as JSON or text, found bytes that are not UTF-8 after {valid}", path.display())]
     NotText {
@@ -60,7 +46,7 @@ pub enum CliError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: JsonError,
+        source: Box<JsonError>,
     },
     /// A model is not a graph as text.
     #[error("{}: {source}", path.display())]
@@ -68,7 +54,7 @@ pub enum CliError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: TextError,
+        source: Box<TextError>,
     },
     /// Weights cannot be read or written.
     #[error(transparent)]
@@ -85,7 +71,7 @@ pub enum CliError {
         /// The adapter's directory.
         path: PathBuf,
         /// Why.
-        source: AttachError,
+        source: Box<AttachError>,
     },
     /// The demo's graph cannot be built.
     #[error(transparent)]
@@ -114,7 +100,7 @@ pub enum CliError {
         /// The pass.
         pass: &'static str,
         /// What differs.
-        source: CheckError,
+        source: Box<CheckError>,
     },
     /// There are no random values for the model.
     #[error("there are no random values to run with: {0}")]

@@ -21,7 +21,7 @@ pub struct ModelArgs {
     adapter: Option<PathBuf>,
     /// The weights are what the adapter's initialisation (such as PiSSA) left
     ///
-    /// Adapters initialised by PiSSA, OLoRA and the like are updates of a changed base, and refused without this.
+    /// Adapters that PiSSA and its like initialised are updates of a changed base, and refused without this.
     #[arg(long, requires = "adapter")]
     residual_base: bool,
 }
@@ -45,8 +45,8 @@ impl ModelArgs {
         if self.residual_base {
             adapter = adapter.on_residual_base();
         }
-        let attached =
-            attach(&graph, &adapter).map_err(|source| CliError::Attach { path: path.clone(), source })?;
+        let attached = attach(&graph, &adapter)
+            .map_err(|source| CliError::Attach { path: path.clone(), source: Box::new(source) })?;
         Ok(Model { graph: attached.graph, adapter: Some((path.clone(), attached.weights)) })
     }
 }
@@ -79,9 +79,10 @@ fn read_graph(path: &Path) -> Result<Graph, CliError> {
     // One byte too many is enough for the reader to refuse the rest.
     File::open(path).map_err(read)?.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(read)?;
     if bytes.trim_ascii_start().first() == Some(&b'{') {
-        return json::from_slice(&bytes).map_err(|source| CliError::Json { path: path.to_owned(), source });
+        return json::from_slice(&bytes)
+            .map_err(|source| CliError::Json { path: path.to_owned(), source: Box::new(source) });
     }
     let content = std::str::from_utf8(&bytes)
         .map_err(|source| CliError::NotText { path: path.to_owned(), valid: source.valid_up_to() })?;
-    text::parse(content).map_err(|source| CliError::Text { path: path.to_owned(), source })
+    text::parse(content).map_err(|source| CliError::Text { path: path.to_owned(), source: Box::new(source) })
 }

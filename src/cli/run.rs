@@ -6,12 +6,10 @@ use super::model::ModelArgs;
 use super::output::{FAINT, GOOD, Output};
 use clap::Args;
 use engraft::compiler::{Options, compile};
-use engraft::import::safetensors::{SafetensorsError, read_weights, write};
+use engraft::import::safetensors::{read_weights, write};
 use engraft::runtime::{Context, Tensor};
 use serde::Serialize;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -73,7 +71,8 @@ impl Run {
         let execution = Execution { compiled: &compiled, weights: &weights, sought: &sought };
         let (loaded, load) = timed(|| execution.load(&context))?;
         let (outputs, call) = timed(|| call(&loaded, &given))?;
-        replace(&self.output, &outputs)?;
+        let named: Vec<_> = outputs.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
+        write(&self.output, &named)?;
 
         let describe = |(name, tensor): &(String, Tensor)| OutputFacts {
             name: name.clone(),
@@ -103,26 +102,4 @@ fn timed<T>(work: impl FnOnce() -> Result<T, CliError>) -> Result<(T, Duration),
     let start = Instant::now();
     let result = work()?;
     Ok((result, start.elapsed()))
-}
-
-/// Puts a file of these tensors in the place of whatever is there, whole or not at all.
-fn replace(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), CliError> {
-    let no_file = || CliError::NoFile { path: path.to_owned() };
-    let mut name = path.file_name().ok_or_else(no_file)?.to_owned();
-    name.push(format!(".{}.partial", process::id()));
-    let partial = path.with_file_name(name);
-    let named: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
-    let written = write(&partial, &named).map_err(|error| match error {
-        // Of the two paths, people know one.
-        SafetensorsError::Write { source, .. } => SafetensorsError::Write { path: path.to_owned(), source },
-        other => other,
-    });
-    let moved = written.map_err(CliError::from).and_then(|()| {
-        fs::rename(&partial, path).map_err(|source| CliError::Write { path: path.to_owned(), source })
-    });
-    if moved.is_err() {
-        // It may never have been made.
-        let _ = fs::remove_file(&partial);
-    }
-    moved
 }

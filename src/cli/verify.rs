@@ -211,7 +211,7 @@ impl Case<'_> {
         let mut references = vec![eval(self.graph, &values)?];
         let difference = |pass: &PassTrace| {
             compare_on(&pass.before, &pass.after, &values)
-                .map_err(|source| CliError::Pass { pass: pass.pass, source })
+                .map_err(|source| CliError::Pass { pass: pass.pass, source: Box::new(source) })
         };
         let passes = self.trace.passes.iter().map(difference).collect::<Result<_, _>>()?;
         if let Some(last) = self.trace.passes.last() {
@@ -296,22 +296,26 @@ fn print(output: &mut Output, findings: &Findings, has_weights: bool) -> Result<
     for Refused { size, reason } in &findings.refused {
         output.line(format_args!("{FAINT}  not at {size}: {reason}{FAINT:#}"))?;
     }
-    output.line(format_args!("\n{HEADING}{:16}{:14}{:12}{HEADING:#}", "pass", "difference", "allowed"))?;
+    output.line(format_args!("\n{HEADING}{:16}{:14}allowed{HEADING:#}", "pass", "difference"))?;
     for PassFinding { pass, rewrites, difference, limit, holds } in &findings.passes {
         let verdict = verdict(*holds);
-        output.line(format_args!("{pass:16}{difference:<14.1e}{limit:<12.0e}{verdict}"))?;
+        output.line(format_args!("{pass:16}{:14}{limit:<12.0e}{verdict}", shown(*difference)))?;
         for rewrite in rewrites {
             output.line(format_args!("{FAINT}  {rewrite}{FAINT:#}"))?;
         }
     }
-    output
-        .line(format_args!("\n{HEADING}{:16}{:14}{:12}{HEADING:#}", "program", "difference", "of allowed"))?;
+    output.line(format_args!("\n{HEADING}{:16}{:14}of allowed{HEADING:#}", "program", "difference"))?;
     for ProgramFinding { program, agreement, holds } in &findings.programs {
         let Agreement { largest_difference, tolerances } = agreement;
         let verdict = verdict(*holds);
-        output.line(format_args!("{program:16}{largest_difference:<14.1e}{tolerances:<12.3}{verdict}"))?;
+        output
+            .line(format_args!("{program:16}{:14}{tolerances:<12.3}{verdict}", shown(*largest_difference)))?;
     }
     output.line(format_args!("{FAINT}allowed: {TOLERANCE}{FAINT:#}"))
+}
+
+fn shown(difference: f64) -> String {
+    if difference == 0.0 { "0".to_owned() } else { format!("{difference:.1e}") }
 }
 
 fn verdict(holds: bool) -> String {

@@ -90,5 +90,6 @@ pub fn realistic(batch: usize) -> Result<Example, CliError> {
 }
 
 fn attached(base: &Graph, adapter: &PeftAdapter) -> Result<Attached, CliError> {
-    attach(base, adapter).map_err(|source| CliError::Attach { path: PathBuf::from("the demo"), source })
+    attach(base, adapter)
+        .map_err(|source| CliError::Attach { path: PathBuf::from("the demo"), source: Box::new(source) })
 }
