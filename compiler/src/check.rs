@@ -1,12 +1,12 @@
 //! Translation validation: whether two graphs compute the same, by evaluating both in the reference interpreter on the
 //! same random values. It knows no pass, so it can catch any that is wrong.
 
-use crate::trace::Trace;
-use engraft_ir::eval::{Values, eval};
+use crate::trace::{Event, PassTrace, Trace};
+use engraft_ir::eval::{Values, eval_nodes};
 use engraft_ir::sample::{self, SampleError};
 use engraft_ir::value::{EvalError, Value};
-use engraft_ir::{Bindings, Graph};
-use std::collections::BTreeSet;
+use engraft_ir::{Bindings, Graph, NodeId};
+use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
 /// Why two graphs could not be compared, or differ in kind.
@@ -40,10 +40,22 @@ pub enum CheckError {
 pub struct PassCheck {
     /// The pass.
     pub pass: &'static str,
-    /// How many rewrites it made.
-    pub rewrites: usize,
-    /// The largest relative difference between its graph and the one it was given.
+    /// What the check of each of its rewrites found, in order.
+    pub rewrites: Vec<RewriteCheck>,
+    /// The largest relative difference between the outputs of its graph and of the one it was given.
     pub difference: f64,
+}
+
+/// What the check of one rewrite found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RewriteCheck {
+    /// The rule.
+    pub rule: &'static str,
+    /// The node that was replaced.
+    pub node: String,
+    /// The largest relative difference between the node's value before the pass and after it; `None` where a later
+    /// rewrite of the pass left no such node.
+    pub difference: Option<f64>,
 }
 
 /// Evaluates both graphs on the same random values, and returns the largest difference of any output's element,
@@ -62,20 +74,26 @@ pub fn compare(before: &Graph, after: &Graph, bindings: &Bindings, seed: u64) ->
 /// # Errors
 /// [`CheckError`].
 pub fn compare_on(before: &Graph, after: &Graph, values: &Values) -> Result<f64, CheckError> {
-    let run = |graph, side| eval(graph, values).map_err(|source| CheckError::Eval { side, source });
-    let (before, after) = (run(before, "before")?, run(after, "after")?);
-    let mut worst = 0.0f64;
-    for name in before.keys().chain(after.keys()) {
-        let (old, new) = (before.get(name), after.get(name));
-        let difference = old.zip(new).and_then(|(old, new)| difference(old, new));
-        let difference = difference.ok_or_else(|| CheckError::Output {
-            output: name.clone(),
-            before: describe(old),
-            after: describe(new),
-        })?;
-        worst = worst.max(difference);
-    }
-    Ok(worst)
+    Evaluated::both(before, after, values).and_then(|[before, after]| before.compare_outputs(&after))
+}
+
+/// Compares the graph before and after a pass, and the value of each node that it replaced, on these values of the
+/// inputs and parameters.
+///
+/// # Errors
+/// [`CheckError`].
+pub fn check_pass(pass: &PassTrace, values: &Values) -> Result<PassCheck, CheckError> {
+    let [before, after] = Evaluated::both(&pass.before, &pass.after, values)?;
+    let rewrite_check = |event: &Event| match event {
+        Event::Rewrite(rewrite) => Some(RewriteCheck {
+            rule: rewrite.rule,
+            node: rewrite.node.clone(),
+            difference: before.compare_node(&after, &rewrite.node),
+        }),
+        Event::Refusal(_) | Event::Staged(_) => None,
+    };
+    let rewrites = pass.events.iter().filter_map(rewrite_check).collect();
+    Ok(PassCheck { pass: pass.pass, rewrites, difference: before.compare_outputs(&after)? })
 }
 
 /// Compares the graph before and after each pass of a trace.
@@ -83,11 +101,51 @@ pub fn compare_on(before: &Graph, after: &Graph, values: &Values) -> Result<f64,
 /// # Errors
 /// As [`compare`].
 pub fn check_trace(trace: &Trace, bindings: &Bindings, seed: u64) -> Result<Vec<PassCheck>, CheckError> {
-    let check = |pass: &crate::trace::PassTrace| {
-        let difference = compare(&pass.before, &pass.after, bindings, seed)?;
-        Ok(PassCheck { pass: pass.pass, rewrites: pass.rewrite_count(), difference })
-    };
-    trace.passes.iter().map(check).collect()
+    let Some(first) = trace.passes.first() else { return Ok(Vec::new()) };
+    let values = sample(&first.before, bindings, seed)?;
+    trace.passes.iter().map(|pass| check_pass(pass, &values)).collect()
+}
+
+/// A graph with the values of its nodes.
+struct Evaluated<'g> {
+    graph: &'g Graph,
+    values: BTreeMap<NodeId, Value>,
+}
+
+impl<'g> Evaluated<'g> {
+    fn both(before: &'g Graph, after: &'g Graph, values: &Values) -> Result<[Self; 2], CheckError> {
+        let evaluated = |graph, side| match eval_nodes(graph, values) {
+            Ok(values) => Ok(Self { graph, values }),
+            Err(source) => Err(CheckError::Eval { side, source }),
+        };
+        Ok([evaluated(before, "before")?, evaluated(after, "after")?])
+    }
+
+    fn output(&self, name: &str) -> Option<&Value> {
+        let output = self.graph.outputs().iter().find(|output| output.name == name)?;
+        self.values.get(&output.node)
+    }
+
+    fn compare_outputs(&self, after: &Self) -> Result<f64, CheckError> {
+        let mut worst = 0.0f64;
+        for output in self.graph.outputs().iter().chain(after.graph.outputs()) {
+            let (old, new) = (self.output(&output.name), after.output(&output.name));
+            let difference = old.zip(new).and_then(|(old, new)| difference(old, new));
+            let difference = difference.ok_or_else(|| CheckError::Output {
+                output: output.name.clone(),
+                before: describe(old),
+                after: describe(new),
+            })?;
+            worst = worst.max(difference);
+        }
+        Ok(worst)
+    }
+
+    /// The difference in a node's value, if both graphs have the node.
+    fn compare_node(&self, after: &Self, name: &str) -> Option<f64> {
+        let value = |side: &Self| side.graph.find(name).and_then(|id| side.values.get(&id).cloned());
+        difference(&value(self)?, &value(after)?)
+    }
 }
 
 /// The largest difference relative to the largest magnitude; `None` if shapes or kinds differ.

@@ -62,7 +62,18 @@ fn wrong_passes_are_caught_and_named() {
     ] {
         for check in &checks {
             assert_eq!(check.difference > 1e-3, check.pass == "wrong", "{name}: {check:?}");
-            assert!(check.pass != "wrong" || check.rewrites == 1, "{name}: {check:?}");
+            let of_rewrites: Vec<_> = check.rewrites.iter().map(|rewrite| rewrite.difference).collect();
+            if check.pass == "wrong" {
+                assert!(
+                    matches!(of_rewrites[..], [Some(difference)] if difference > 1e-3),
+                    "{name}: {check:?}"
+                );
+            } else {
+                assert!(
+                    of_rewrites.iter().flatten().all(|&difference| difference < 1e-9),
+                    "{name}: {check:?}"
+                );
+            }
         }
     }
 }

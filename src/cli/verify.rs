@@ -7,9 +7,9 @@ use super::execute::{Execution, call};
 use super::model::ModelArgs;
 use super::output::{BAD, FAINT, GOOD, HEADING, Output};
 use clap::Args;
-use engraft::compiler::check::compare_on;
+use engraft::compiler::check::{PassCheck, RewriteCheck, check_pass};
 use engraft::compiler::passes::constant_fold;
-use engraft::compiler::trace::{Event, PassTrace, Trace};
+use engraft::compiler::trace::Trace;
 use engraft::compiler::values::{to_tensor, to_value};
 use engraft::compiler::{Compiled, Options, compile};
 use engraft::ir::eval::{Values, eval};
@@ -71,10 +71,18 @@ struct Refused {
 #[derive(Serialize)]
 struct PassFinding {
     pass: &'static str,
-    rewrites: Vec<String>,
+    rewrites: Vec<RewriteFinding>,
     difference: f64,
     limit: f64,
     holds: bool,
+}
+
+#[derive(Serialize)]
+struct RewriteFinding {
+    rule: &'static str,
+    node: String,
+    /// In the replaced node's value; none where a later rewrite of the pass left no such node.
+    difference: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -128,7 +136,7 @@ struct Case<'a> {
 
 /// The differences at one size.
 struct Differences {
-    passes: Vec<f64>,
+    passes: Vec<PassCheck>,
     programs: Vec<Agreement>,
 }
 
@@ -160,8 +168,7 @@ impl Case<'_> {
         if let (true, Some((size, source))) = (found.is_empty(), last) {
             return Err(CliError::NoSize { size, source: Box::new(source) });
         }
-        let passes: Vec<_> =
-            self.trace.passes.iter().enumerate().map(|(i, pass)| pass_finding(pass, &found, i)).collect();
+        let passes: Vec<_> = (0..self.trace.passes.len()).filter_map(|i| pass_finding(&found, i)).collect();
         let program = |(i, (program, _)): (usize, &(&'static str, &Compiled))| {
             let agreements = found.iter().map(|differences| differences.programs[i]);
             let agreement = agreements.fold(Agreement::default(), Agreement::worse);
@@ -209,11 +216,12 @@ impl Case<'_> {
             tensors.insert(node.name(), tensor);
         }
         let mut references = vec![eval(self.graph, &values)?];
-        let difference = |pass: &PassTrace| {
-            compare_on(&pass.before, &pass.after, &values)
-                .map_err(|source| CliError::Pass { pass: pass.pass, source: Box::new(source) })
-        };
-        let passes = self.trace.passes.iter().map(difference).collect::<Result<_, _>>()?;
+        let mut passes = Vec::with_capacity(self.trace.passes.len());
+        for pass in &self.trace.passes {
+            let check = check_pass(pass, &values)
+                .map_err(|source| CliError::Pass { pass: pass.pass, source: Box::new(source) })?;
+            passes.push(check);
+        }
         if let Some(last) = self.trace.passes.last() {
             references.push(eval(&last.after, &values)?);
         }
@@ -231,20 +239,21 @@ impl Case<'_> {
     }
 }
 
-fn pass_finding(pass: &PassTrace, found: &[Differences], index: usize) -> PassFinding {
-    let difference = found.iter().map(|differences| differences.passes[index]).fold(0.0, f64::max);
-    let limit = if pass.pass == constant_fold::PASS.name { FOLDED_LIMIT } else { PASS_LIMIT };
-    let rewrites = pass.events.iter().filter_map(|event| match event {
-        Event::Rewrite(rewrite) => Some(format!("{} at {}", rewrite.rule, rewrite.node)),
-        _ => None,
-    });
-    PassFinding {
-        pass: pass.pass,
-        rewrites: rewrites.collect(),
-        difference,
-        limit,
-        holds: difference <= limit,
-    }
+/// The worst of what was found at each size about the pass of this number.
+fn pass_finding(found: &[Differences], index: usize) -> Option<PassFinding> {
+    let checks: Vec<_> = found.iter().map(|differences| &differences.passes[index]).collect();
+    let first = checks.first()?;
+    let difference = checks.iter().map(|check| check.difference).fold(0.0, f64::max);
+    let limit = if first.pass == constant_fold::PASS.name { FOLDED_LIMIT } else { PASS_LIMIT };
+    let rewrite = |(i, rewrite): (usize, &RewriteCheck)| RewriteFinding {
+        rule: rewrite.rule,
+        node: rewrite.node.clone(),
+        difference: checks.iter().filter_map(|check| check.rewrites[i].difference).reduce(f64::max),
+    };
+    let rewrites: Vec<_> = first.rewrites.iter().enumerate().map(rewrite).collect();
+    let mut finding = PassFinding { pass: first.pass, rewrites, difference, limit, holds: false };
+    finding.holds = finding.worst() <= limit;
+    Some(finding)
 }
 
 /// How far two sets of outputs are apart.
@@ -264,12 +273,19 @@ fn agreement(ours: &Values, theirs: &Values) -> Result<Agreement, CliError> {
     Ok(worst)
 }
 
+impl PassFinding {
+    /// The largest difference, of the outputs or of a rewritten node.
+    fn worst(&self) -> f64 {
+        self.rewrites.iter().filter_map(|rewrite| rewrite.difference).fold(self.difference, f64::max)
+    }
+}
+
 impl Findings {
     /// The first thing that does not hold, as an error.
     fn verdict(&self) -> Result<(), CliError> {
         if let Some(pass) = self.passes.iter().find(|pass| !pass.holds) {
             let what = format!("the graphs before and after the pass {}", pass.pass);
-            return Err(CliError::Disagree { what, worst: pass.difference / pass.limit });
+            return Err(CliError::Disagree { what, worst: pass.worst() / pass.limit });
         }
         if let Some(program) = self.programs.iter().find(|program| !program.holds) {
             let what = format!("the program {} and the reference", program.program);
@@ -300,8 +316,9 @@ fn print(output: &mut Output, findings: &Findings, has_weights: bool) -> Result<
     for PassFinding { pass, rewrites, difference, limit, holds } in &findings.passes {
         let verdict = verdict(*holds);
         output.line(format_args!("{pass:16}{:14}{limit:<12.0e}{verdict}", shown(*difference)))?;
-        for rewrite in rewrites {
-            output.line(format_args!("{FAINT}  {rewrite}{FAINT:#}"))?;
+        for RewriteFinding { rule, node, difference } in rewrites {
+            let difference = difference.map_or_else(|| "-".to_owned(), shown);
+            output.line(format_args!("{FAINT}  {difference:14}{rule} at {node}{FAINT:#}"))?;
         }
     }
     output.line(format_args!("\n{HEADING}{:16}{:14}of allowed{HEADING:#}", "program", "difference"))?;
