@@ -228,20 +228,13 @@ impl fmt::Display for Refusal {
 
 /// A line of an event, broken between words where it is too long.
 fn wrapped(f: &mut fmt::Formatter<'_>, mark: &str, text: &str) -> fmt::Result {
-    const WIDTH: usize = 80;
-    write!(f, "\n    {mark}")?;
-    let mut column = 4 + mark.len();
-    for (i, word) in text.split(' ').enumerate() {
-        let length = word.chars().count();
-        if i > 0 && column + 1 + length > WIDTH {
-            write!(f, "\n        {word}")?;
-            column = 8 + length;
-        } else {
-            write!(f, "{}{word}", if i > 0 { " " } else { "" })?;
-            column += length + usize::from(i > 0);
-        }
-    }
-    Ok(())
+    let first = format!("    {mark}");
+    let options = textwrap::Options::new(80)
+        .initial_indent(&first)
+        .subsequent_indent("        ")
+        .break_words(false)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation);
+    textwrap::wrap(text, options).iter().try_for_each(|line| write!(f, "\n{line}"))
 }
 
 impl fmt::Display for Staged {

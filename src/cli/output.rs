@@ -57,23 +57,26 @@ impl Output {
     }
 }
 
-/// A line cut to [`WIDTH`] columns, with an ellipsis where something is missing.
-pub fn cut(line: &str) -> String {
-    if line.chars().count() <= WIDTH {
-        return line.to_owned();
-    }
-    line.chars().take(WIDTH - 1).chain(['…']).collect()
+/// A line broken between words into lines of [`WIDTH`] columns; all but the first are indented by 4 more than it is.
+pub fn wrapped(line: &str) -> String {
+    let indent = line.len() - line.trim_start().len();
+    let (first, rest) = (&line[..indent], " ".repeat(indent + 4));
+    let options = textwrap::Options::new(WIDTH)
+        .initial_indent(first)
+        .subsequent_indent(&rest)
+        .break_words(false)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation);
+    textwrap::fill(&line[indent..], options)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{WIDTH, cut};
+    use super::{WIDTH, wrapped};
 
     #[test]
-    fn long_lines_are_cut_between_characters() {
-        let exact = "ß".repeat(WIDTH);
-        assert_eq!(cut(&exact), exact);
-        let cut = cut(&format!("{exact}x"));
-        assert_eq!((cut.chars().count(), cut.ends_with('…')), (WIDTH, true));
+    fn long_lines_are_broken_between_words() {
+        let exact = format!("  a {}", "ß".repeat(WIDTH - 4));
+        assert_eq!(wrapped(&exact), exact);
+        assert_eq!(wrapped(&format!("{exact} b-c")), format!("{exact}\n      b-c"));
     }
 }

@@ -4,7 +4,7 @@
 use super::{Compared, Times};
 use crate::cli::agreement::TOLERANCE;
 use crate::cli::error::CliError;
-use crate::cli::output::{BAD, FAINT, GOOD, HEADING, Output, cut};
+use crate::cli::output::{BAD, FAINT, GOOD, HEADING, Output, wrapped};
 use engraft::compiler::trace::{Event, Staged, Trace};
 use engraft::ir::text::expression;
 use engraft::ir::{Graph, Op, Stage, Stages};
@@ -34,7 +34,7 @@ pub fn graph(output: &mut Output, graph: &Graph) -> Result<(), CliError> {
             output.line(format_args!("   {FAINT}{title}{FAINT:#}"))?;
         }
         for id in nodes {
-            output.line(cut(&format!("     {} = {}", graph.node(id).name(), expression(graph, id))))?;
+            output.line(wrapped(&format!("     {} = {}", graph.node(id).name(), expression(graph, id))))?;
         }
     }
     Ok(())
@@ -62,7 +62,7 @@ pub fn trace(output: &mut Output, trace: &Trace) -> Result<(), CliError> {
                     format!("     {node}: {ty} is kept from {stage} load on, for each {consumer}")
                 }
             };
-            output.line(cut(&line))?;
+            output.line(wrapped(&line))?;
         }
     }
     Ok(())
