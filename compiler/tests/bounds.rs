@@ -3,7 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod common;
 
+
+use common::agree;
 use engraft_compiler::pipeline::{Optimized, Options, optimize};
 use engraft_ir::DType::F32;
 use engraft_ir::{Bindings, Graph, GraphBuilder, Tensor, dims};
@@ -59,4 +62,33 @@ fn scales_that_leave_the_range_of_numbers_are_not_multiplied_out() {
         });
         optimized(&graph);
     }
+}
+
+#[test]
+fn long_chains_of_elementwise_nodes_are_several_loops() {
+    // Deeper than a stack, if it were one loop.
+    agree(&graph(|_, x| (0..3000).fold(x, |y, _| -y.relu())), &[("batch", 2)], 1);
+    // More operands than a function should take, and a product whose epilogue is long.
+    agree(
+        &graph(|g, x| {
+            let y = x.dense(g.param("w", F32, dims![4, 4]), None);
+            (0..300).fold(y, |y, i| (y + g.input(&format!("x{i}"), F32, dims!["batch", 4])).relu())
+        }),
+        &[("batch", 2)],
+        1,
+    );
+    // Movement recurses as well.
+    agree(&graph(|_, x| (0..3000).fold(x, |y, _| y.t())), &[("batch", 2)], 1);
+    // Both operands of each node.
+    agree(
+        &graph(|_, x| {
+            let mut ys: Vec<_> = (0..512).map(|i| x.scale(f64::from(i) / 512.0)).collect();
+            while ys.len() > 1 {
+                ys = ys.chunks(2).map(|pair| pair[0] - pair[1]).collect();
+            }
+            ys[0]
+        }),
+        &[("batch", 2)],
+        1,
+    );
 }
