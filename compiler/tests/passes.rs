@@ -40,6 +40,11 @@ fn canonical_forms() {
         (|l| l.one() * l.x, "input() of 0"),
         (|l| l.x / l.g.constant(Constant::scalar(F32, 2.0)), "scale(x) {factor: 0.5} of 1"),
         (|l| l.x / l.g.constant(Constant::scalar(F32, 0.0)), "div(x, constant) of 1"),
+        // Neither infinity nor 0 in f32, though the value that they make may be neither.
+        (|l| l.x * 1e30 * 1e30, "scale(x.scale) {factor: 1e+30} of 2"),
+        (|l| l.x * 1e-30 * 1e-30, "scale(x.scale) {factor: 1e-30} of 2"),
+        (|l| l.x * 1e-200 * 1e-200, "scale(x.scale) {factor: 1e-200} of 2"),
+        (|l| l.x / l.g.constant(Constant::scalar(F32, 1e-40)), "div(x, constant) of 1"),
         (|l| l.x.t().t(), "input() of 0"),
         (|l| l.x.t().transpose(&[0, 1]), "transpose(x) {permutation: [1,0]} of 1"),
         (|l| l.w.reshape(dims![36]).reshape(dims![6, 6]), "param() of 0"),

@@ -7,7 +7,7 @@ use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use petgraph::visit::EdgeRef;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use thiserror::Error;
 
 /// The most nodes a graph may have.
@@ -15,6 +15,15 @@ pub const MAX_NODES: usize = 1 << 20;
 
 /// The most outputs a graph may have.
 pub const MAX_OUTPUTS: usize = 4096;
+
+/// How many nodes around a rewrite are looked at before the graph is searched.
+const NEAR: usize = 64;
+
+/// The most characters of a name.
+const MAX_NAME: usize = 512;
+
+/// The most characters of a name before the number that makes it unique.
+const MAX_STEM: usize = MAX_NAME - ".1048576".len();
 
 /// A node's identity within its graph; it stays valid while other nodes come and go. Once its own node is pruned it may
 /// name a later one.
@@ -72,7 +81,8 @@ pub enum GraphError {
     },
     /// A name has characters that names may not have.
     #[error(
-        "`{name}` is not a name: expected letters, digits, `_`, `.`, `-`, `/` or `:`, and more than `_` alone"
+        "`{name}` is not a name: expected letters, digits, `_`, `.`, `-`, `/` or `:`, at most {MAX_NAME}, not `:` \
+         last, and more than `_` alone"
     )]
     BadName {
         /// The name.
@@ -134,7 +144,7 @@ pub struct Graph {
 pub(crate) fn is_name(name: &str) -> bool {
     name != "_"
         && !name.is_empty()
-        && name.len() <= 512
+        && name.len() <= MAX_NAME
         && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-/:".contains(c))
         && !name.ends_with(':')
 }
@@ -230,14 +240,25 @@ impl Graph {
         self.by_name.get(name).copied()
     }
 
-    /// `stem`, or `stem.2`, `stem.3`, ...: the first that is free.
+    /// `stem`, or `stem.2`, `stem.3`, ...: the first that is free, if no number is free between taken ones, and else
+    /// one that is. Of a stem too long for a name, the beginning.
     pub fn fresh_name(&self, stem: &str) -> String {
-        if !self.by_name.contains_key(stem) {
+        let is_taken = |name: &str| self.by_name.contains_key(name);
+        if stem.len() <= MAX_NAME && !is_taken(stem) {
             return stem.to_owned();
         }
-        // Of len + 1 candidates one is free.
-        let mut candidates = (2..=self.len() + 2).map(|i| format!("{stem}.{i}"));
-        candidates.find(|name| !self.by_name.contains_key(name)).unwrap_or_default()
+        let stem = stem.get(..MAX_STEM).unwrap_or(stem);
+        let numbered = |number: usize| format!("{stem}.{number}");
+        // Twice as far until one is free, then halfway back: thousands of nodes have one stem.
+        let (mut taken, mut free) = (1, 2);
+        while is_taken(&numbered(free)) {
+            (taken, free) = (free, 2 * free);
+        }
+        while free - taken > 1 {
+            let middle = usize::midpoint(taken, free);
+            if is_taken(&numbered(middle)) { taken = middle } else { free = middle }
+        }
+        numbered(free)
     }
 
     /// The operands by slot; empty optional slots before the last filled one are `None`.
@@ -366,7 +387,7 @@ impl Graph {
                 new_type: new_node.ty.clone(),
             });
         }
-        let mut ancestors = self.ancestors(new);
+        let mut ancestors = if self.is_beside(old, new) { BTreeSet::new() } else { self.ancestors(new) };
         ancestors.insert(new);
         let edges: Vec<_> = self
             .dag
@@ -382,6 +403,28 @@ impl Graph {
             output.node = new;
         }
         Ok(())
+    }
+
+    /// Whether a look around shows that `new` is not computed from `old`: that all it is computed from is soon a source,
+    /// or something that `old` is computed from. A rewrite is mostly of this kind, and need not search the graph.
+    fn is_beside(&self, old: NodeId, new: NodeId) -> bool {
+        let operands = |id| self.dag.neighbors_directed(id, Direction::Incoming);
+        let mut near = BTreeSet::new();
+        let mut open = VecDeque::from([old]);
+        while let Some(id) = open.pop_front().filter(|_| near.len() < NEAR) {
+            open.extend(operands(id).filter(|operand| near.insert(*operand)));
+        }
+        let mut open = vec![new];
+        for _ in 0..NEAR {
+            let Some(id) = open.pop() else { return true };
+            if id == old {
+                return false;
+            }
+            if !near.contains(&id) {
+                open.extend(operands(id));
+            }
+        }
+        false
     }
 
     /// Everything that a node is computed from, without the node.

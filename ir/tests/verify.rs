@@ -117,6 +117,19 @@ fn queries() {
 }
 
 #[test]
+fn fresh_names_are_names() {
+    let mut graph = model();
+    let last = graph.find("last").unwrap();
+    for stem in ["n".to_owned(), "n".repeat(510), "n".repeat(2000)] {
+        for _ in 0..70 {
+            let name = graph.fresh_name(&stem);
+            graph.add(&name, Unary::Relu, &[Some(last)]).unwrap();
+        }
+    }
+    assert!(graph.find("n.70").is_some() && graph.find("n.71").is_none());
+}
+
+#[test]
 fn walking_sees_operands_first() {
     let mut seen = Vec::new();
     model().walk(|node, operands| {

@@ -41,7 +41,13 @@ fn scale_chain(editor: &mut Editor, id: NodeId) -> Replacement {
     let Some((outer, inner)) = factor_of(editor, id) else { return Ok(None) };
     let Some((factor, x)) = factor_of(editor, inner) else { return Ok(None) };
     let factor = outer * factor;
-    if factor.is_finite() { derived(editor, id, Scale { factor }, &[x]) } else { Ok(None) }
+    if is_factor(factor) { derived(editor, id, Scale { factor }, &[x]) } else { Ok(None) }
+}
+
+/// Whether compiled code, which computes in f32, can multiply by a number that a rule has computed: by itself it must
+/// neither overflow nor vanish, even if what it is a part of does not.
+fn is_factor(factor: f64) -> bool {
+    (factor as f32).is_normal()
 }
 
 /// A node as a number times another.
@@ -95,7 +101,7 @@ fn scalar_factor(editor: &mut Editor, id: NodeId) -> Replacement {
     };
     let graph = editor.graph();
     match found {
-        Some((x, factor)) if factor.is_finite() && graph.node(x).ty() == graph.node(id).ty() => {
+        Some((x, factor)) if is_factor(factor) && graph.node(x).ty() == graph.node(id).ty() => {
             derived(editor, id, Scale { factor }, &[x])
         }
         _ => Ok(None),

@@ -15,6 +15,13 @@ const MAX_TERMS: usize = 64;
 /// A longer product of matrices is taken as a value of its own.
 const MAX_CHAIN: usize = 4;
 
+/// As many scales, signs and transposes in a row are peeled off; canonical forms have two.
+const MAX_PEELS: usize = 16;
+
+/// What is written with more matrices and vectors is taken as a value of its own: a norm of a norm of a norm doubles
+/// with each.
+const MAX_SIZE: usize = 256;
+
 /// The combination of every node of a graph.
 pub(super) struct Linear<'g> {
     pub graph: &'g Graph,
@@ -46,8 +53,7 @@ impl<'g> Linear<'g> {
     pub fn of(graph: &'g Graph) -> Self {
         let mut linear = Self { graph, combinations: BTreeMap::new() };
         for id in graph.order() {
-            let expanded = linear.expand(id).filter(|sum| sum.len() <= MAX_TERMS && is_short(sum));
-            let combination = expanded.unwrap_or_else(|| linear.leaf(id));
+            let combination = linear.expand(id).filter(is_within_bounds).unwrap_or_else(|| linear.leaf(id));
             linear.combinations.insert(id, combination);
         }
         linear
@@ -75,14 +81,18 @@ impl<'g> Linear<'g> {
 
     /// A node as a number times a factor: scales, signs and transposes peeled off.
     pub fn peel(&self, id: NodeId) -> (f64, Factor) {
-        let inner = || self.graph.operand(id, 0).map(|operand| self.peel(operand));
-        let peeled = match self.graph.node(id).op() {
-            Op::Scale(scale) => inner().map(|(c, f)| (c * scale.factor, f)),
-            Op::Unary(Unary::Neg) => inner().map(|(c, f)| (-c, f)),
-            Op::Transpose(t) if t.permutation == [1, 0] => inner().map(|(c, f)| (c, f.flip())),
-            _ => None,
-        };
-        peeled.unwrap_or((1.0, Factor::of(id)))
+        let (mut c, mut factor) = (1.0, Factor::of(id));
+        for _ in 0..MAX_PEELS {
+            let (by, flips) = match self.graph.node(factor.node).op() {
+                Op::Scale(scale) => (scale.factor, false),
+                Op::Unary(Unary::Neg) => (-1.0, false),
+                Op::Transpose(t) if t.permutation == [1, 0] => (1.0, true),
+                _ => break,
+            };
+            let Some(node) = self.graph.operand(factor.node, 0) else { break };
+            (c, factor) = (c * by, Factor { node, transposed: factor.transposed != flips });
+        }
+        (c, factor)
     }
 
     /// A matrix as a sum of products of matrices, with vectors; `None` if it has other parts.
@@ -321,8 +331,9 @@ impl<'g> Linear<'g> {
     }
 }
 
-fn is_short(sum: &Combination) -> bool {
-    sum.terms().all(|(term, _)| term.chain().is_none_or(|chain| chain.len() <= MAX_CHAIN))
+fn is_within_bounds(sum: &Combination) -> bool {
+    let is_short = |(term, _): (&Term, f64)| term.chain().is_none_or(|chain| chain.len() <= MAX_CHAIN);
+    sum.len() <= MAX_TERMS && sum.terms().all(is_short) && sum.size() <= MAX_SIZE && sum.is_moderate()
 }
 
 fn norm(of: Combination, epsilon: f64, inside: bool) -> Atom {

@@ -10,9 +10,13 @@
 use engraft_ir::{Graph, NodeId};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 /// Scales that differ by no more than this, relatively, are the same scale computed in another order.
 const SAME_SCALE: f64 = 1e-12;
+
+/// The size of coefficients with which the algebra reckons.
+const MODERATE: RangeInclusive<f64> = 1e-60..=1e60;
 
 /// A number with a total order, so that combinations can be keys.
 #[derive(Clone, Copy, Debug)]
@@ -183,7 +187,7 @@ impl Term {
     }
 }
 
-/// A sum of terms, each with its coefficient, which is never 0.
+/// A sum of terms, each with its coefficient. Terms that cancel are not in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Combination(BTreeMap<Term, Number>);
 
@@ -201,7 +205,7 @@ impl Combination {
 
     /// A number everywhere.
     pub fn number(value: f64) -> Self {
-        Self::single(Term::bare(Product::Ones), value)
+        if value == 0.0 { Self::default() } else { Self::single(Term::bare(Product::Ones), value) }
     }
 
     pub fn vector(atom: Atom) -> Self {
@@ -213,11 +217,10 @@ impl Combination {
     }
 
     pub fn add_term(&mut self, term: Term, coefficient: f64) {
-        let sum = coefficient + self.0.get(&term).map_or(0.0, |c| c.0);
-        if sum == 0.0 {
-            self.0.remove(&term);
-        } else {
-            self.0.insert(term, Number(sum));
+        match self.0.get(&term).map(|c| c.0 + coefficient) {
+            Some(0.0) => drop(self.0.remove(&term)),
+            Some(sum) => drop(self.0.insert(term, Number(sum))),
+            None => drop(self.0.insert(term, Number(coefficient))),
         }
     }
 
@@ -232,6 +235,30 @@ impl Combination {
 
     pub fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// How many matrices and vectors it is written with, those in norms included, each as often as it is written.
+    pub fn size(&self) -> usize {
+        let vectors = |(atom, &count): (&Atom, &u32)| {
+            let size = match atom {
+                Atom::Vector(_) => 1,
+                Atom::Norm(norm) => 1 + norm.of.size(),
+            };
+            size * count as usize
+        };
+        let monomial = |m: &Monomial| m.over.iter().chain(&m.under).map(vectors).sum::<usize>();
+        let term = |term: &Term| {
+            term.chain().map_or(1, <[_]>::len) + monomial(&term.lanes) + monomial(&term.last)
+        };
+        self.0.keys().map(term).sum()
+    }
+
+    /// Whether every coefficient, those in norms included, is of a size that products of a few of them neither reach
+    /// infinity nor 0.
+    pub fn is_moderate(&self) -> bool {
+        self.terms().all(|(term, c)| {
+            MODERATE.contains(&c.abs()) && term.norms().all(|norm| norm.of.is_moderate())
+        })
     }
 
     pub fn is_empty(&self) -> bool {

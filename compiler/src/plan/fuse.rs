@@ -2,7 +2,7 @@
 //! nodes becomes one loop. Knows nothing about buffers' places or about code.
 //!
 //! A node is *inlined* into its only user when both are elementwise (or only move data) and known at the same stage,
-//! and nothing would be computed twice. What is left are roots: one loop each. A root whose loop walks a matrix product
+//! and nothing would be computed twice, up to [`MAX_INLINED`] nodes a chain. What is left are roots: one loop each. A root whose loop walks a matrix product
 //! of its own shape element for element, as the product's only user, becomes the product's epilogue.
 
 use super::BufferId;
@@ -10,6 +10,11 @@ use super::kernel::{Access, Expr, Loop};
 use engraft_ir::ops::Binary;
 use engraft_ir::{DType, Dim, Graph, NodeId, Op, Shape, Stages, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// The most nodes, and values they read, that are inlined into one operand of a node. Beyond it a loop has more
+/// pointers and values than registers many times over, and a value of its own costs next to nothing; and what is
+/// recursive here stays shallow.
+const MAX_INLINED: usize = 64;
 
 /// What is fused with what.
 pub(super) struct Fusion {
@@ -21,9 +26,16 @@ pub(super) struct Fusion {
 impl Fusion {
     pub(super) fn of(graph: &Graph, stages: &Stages, fuse: bool) -> Self {
         let mut fusion = Self { inlined: BTreeSet::new(), products: BTreeMap::new() };
+        // How much is inlined into each node that is inlined itself, with the node.
+        let mut sizes: BTreeMap<NodeId, usize> = BTreeMap::new();
         for id in graph.order() {
-            if is_packed_transpose(graph, id) || (fuse && inlines(graph, stages, id)) {
+            let operands = graph.operands(id).into_iter().flatten();
+            let size = 1 + operands.map(|operand| sizes.get(&operand).copied().unwrap_or(1)).sum::<usize>();
+            if is_packed_transpose(graph, id) {
                 fusion.inlined.insert(id);
+            } else if fuse && size <= MAX_INLINED && inlines(graph, stages, id) {
+                fusion.inlined.insert(id);
+                sizes.insert(id, size);
             }
         }
         if fuse {
