@@ -5,7 +5,6 @@
 
 mod common;
 
-
 use common::agree;
 use engraft_compiler::pipeline::{Optimized, Options, optimize};
 use engraft_ir::DType::F32;

@@ -247,18 +247,16 @@ impl Combination {
             size * count as usize
         };
         let monomial = |m: &Monomial| m.over.iter().chain(&m.under).map(vectors).sum::<usize>();
-        let term = |term: &Term| {
-            term.chain().map_or(1, <[_]>::len) + monomial(&term.lanes) + monomial(&term.last)
-        };
+        let term =
+            |term: &Term| term.chain().map_or(1, <[_]>::len) + monomial(&term.lanes) + monomial(&term.last);
         self.0.keys().map(term).sum()
     }
 
     /// Whether every coefficient, those in norms included, is of a size that products of a few of them neither reach
     /// infinity nor 0.
     pub fn is_moderate(&self) -> bool {
-        self.terms().all(|(term, c)| {
-            MODERATE.contains(&c.abs()) && term.norms().all(|norm| norm.of.is_moderate())
-        })
+        self.terms()
+            .all(|(term, c)| MODERATE.contains(&c.abs()) && term.norms().all(|norm| norm.of.is_moderate()))
     }
 
     pub fn is_empty(&self) -> bool {

@@ -61,6 +61,7 @@ pub(super) fn adapt(g: &GraphBuilder, module: &Module, kind: Kind) {
         let weight = g.find(&format!("{}.weight", module.name));
         let weight = if module.layer == Layer::Linear { weight } else { weight.t() };
         let norm = (weight + Tensor::lora_delta(a, b, kind.scale)).square().sum(&[1]).sqrt();
+        let norm = norm.named(&format!("{}.norm", module.name));
         (m / norm).named(&format!("{}.gain", module.name))
     });
     let bias_of_b = extra.filter(|_| kind.lora_bias);
