@@ -429,8 +429,11 @@ impl Graph {
 
     /// Everything that a node is computed from, without the node.
     pub fn ancestors(&self, id: NodeId) -> BTreeSet<NodeId> {
+        self.ancestors_of_all(vec![id])
+    }
+
+    fn ancestors_of_all(&self, mut open: Vec<NodeId>) -> BTreeSet<NodeId> {
         let mut found = BTreeSet::new();
-        let mut open = vec![id];
         while let Some(id) = open.pop() {
             for operand in self.dag.neighbors_directed(id, Direction::Incoming) {
                 if found.insert(operand) {
@@ -443,10 +446,9 @@ impl Graph {
 
     /// Removes what no output needs, and returns the names removed. Inputs stay: they are part of the signature.
     pub fn prune(&mut self) -> Vec<String> {
-        let mut live: BTreeSet<_> = self.outputs.iter().map(|o| o.node).collect();
-        for output in &self.outputs {
-            live.extend(self.ancestors(output.node));
-        }
+        let outputs: Vec<_> = self.outputs.iter().map(|o| o.node).collect();
+        let mut live = self.ancestors_of_all(outputs.clone());
+        live.extend(outputs);
         let dead: Vec<_> = self
             .dag
             .node_indices()

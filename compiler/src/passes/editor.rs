@@ -197,9 +197,11 @@ impl Editor {
         let mut dead = BTreeSet::new();
         let mut open = vec![root];
         while let Some(id) = open.pop() {
+            let is_alive =
+                || self.output(id).is_some() || self.users(id).iter().any(|user| !dead.contains(user));
+            // Sources first: thousands may use one.
             let is_source = matches!(self.graph.node(id).op(), Op::Input(_) | Op::Param(_));
-            let alive = self.output(id).is_some() || self.users(id).iter().any(|user| !dead.contains(user));
-            if alive || is_source || !dead.insert(id) {
+            if is_source || is_alive() || !dead.insert(id) {
                 continue;
             }
             open.extend(self.graph.operands(id).into_iter().flatten());

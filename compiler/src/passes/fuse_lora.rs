@@ -92,11 +92,11 @@ fn updates(editor: &mut Editor) -> Result<(), PassError> {
             continue;
         }
         let Some((chain, scale)) = single_chain(linear.combination(id)) else { continue };
-        let found = beside.iter().find_map(|update| {
-            let (c, chain) = linear.chain_from(update[0], chain)?;
-            (chain == *update).then_some((update, scale * c))
-        });
-        let Some((update, scale)) = found else { continue };
+        // As it is written, or with its first factor taken apart.
+        let starts = [Some(chain[0]), single_chain(linear.combination(chain[0].node)).map(|(inner, _)| inner[0])];
+        let mut updates = starts.into_iter().flatten().filter_map(|x| linear.chain_from(x, chain));
+        let Some((c, update)) = updates.find(|(_, update)| beside.contains(update)) else { continue };
+        let scale = scale * c;
         let leaves: BTreeSet<_> = update.iter().map(|factor| factor.node).collect();
         let rule = if update.len() == 3 { "lora_apply" } else { "lora_delta" };
         if let Some(reason) = adapted::shared(&linear, editor, id, &leaves) {
@@ -127,7 +127,7 @@ fn single_chain(sum: &Combination) -> Option<(&[Factor], f64)> {
 }
 
 /// The products `x Aᵀ Bᵀ` that are added to an `x Wᵀ`, and the `B A` that are added to a weight.
-fn beside_layers(linear: &Linear<'_>, editor: &Editor) -> Vec<Vec<Factor>> {
+fn beside_layers(linear: &Linear<'_>, editor: &Editor) -> BTreeSet<Vec<Factor>> {
     let is_weight = |factor: &Factor| editor.is_weight(factor.node);
     let mut found = BTreeSet::new();
     for id in editor.order() {
@@ -151,5 +151,5 @@ fn beside_layers(linear: &Linear<'_>, editor: &Editor) -> Vec<Vec<Factor>> {
             }
         }
     }
-    found.into_iter().collect()
+    found
 }

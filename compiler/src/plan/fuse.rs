@@ -17,15 +17,18 @@ use std::collections::{BTreeMap, BTreeSet};
 const MAX_INLINED: usize = 64;
 
 /// What is fused with what.
+#[derive(Default)]
 pub(super) struct Fusion {
     inlined: BTreeSet<NodeId>,
     /// Root of an epilogue -> the product it belongs to.
     products: BTreeMap<NodeId, NodeId>,
+    /// The products of `products`.
+    epilogued: BTreeSet<NodeId>,
 }
 
 impl Fusion {
     pub(super) fn of(graph: &Graph, stages: &Stages, fuse: bool) -> Self {
-        let mut fusion = Self { inlined: BTreeSet::new(), products: BTreeMap::new() };
+        let mut fusion = Self::default();
         // How much is inlined into each node that is inlined itself, with the node.
         let mut sizes: BTreeMap<NodeId, usize> = BTreeMap::new();
         for id in graph.order() {
@@ -43,6 +46,7 @@ impl Fusion {
                 let is_root = is_pointwise(graph.node(id).op()) && !fusion.is_inlined(id);
                 if is_root && let Some(product) = fusion.find_product(graph, stages, id) {
                     fusion.products.insert(id, product);
+                    fusion.epilogued.insert(product);
                 }
             }
         }
@@ -56,7 +60,7 @@ impl Fusion {
 
     /// Whether the node is a product that is computed at the root of its epilogue.
     pub(super) fn is_epilogued(&self, id: NodeId) -> bool {
-        self.products.values().any(|&product| product == id)
+        self.epilogued.contains(&id)
     }
 
     /// The product whose epilogue this root is.
