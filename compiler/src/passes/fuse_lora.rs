@@ -93,7 +93,8 @@ fn updates(editor: &mut Editor) -> Result<(), PassError> {
         }
         let Some((chain, scale)) = single_chain(linear.combination(id)) else { continue };
         // As it is written, or with its first factor taken apart.
-        let starts = [Some(chain[0]), single_chain(linear.combination(chain[0].node)).map(|(inner, _)| inner[0])];
+        let starts =
+            [Some(chain[0]), single_chain(linear.combination(chain[0].node)).map(|(inner, _)| inner[0])];
         let mut updates = starts.into_iter().flatten().filter_map(|x| linear.chain_from(x, chain));
         let Some((c, update)) = updates.find(|(_, update)| beside.contains(update)) else { continue };
         let scale = scale * c;

@@ -2,8 +2,9 @@
 //! nodes becomes one loop. Knows nothing about buffers' places or about code.
 //!
 //! A node is *inlined* into its only user when both are elementwise (or only move data) and known at the same stage,
-//! and nothing would be computed twice, up to [`MAX_INLINED`] nodes a chain. What is left are roots: one loop each. A root whose loop walks a matrix product
-//! of its own shape element for element, as the product's only user, becomes the product's epilogue.
+//! and nothing would be computed twice, up to [`MAX_INLINED`] nodes a chain. What is left are roots: one loop each. A
+//! root whose loop walks a matrix product of its own shape element for element, as the product's only user, becomes the
+//! product's epilogue.
 
 use super::BufferId;
 use super::kernel::{Access, Expr, Loop};

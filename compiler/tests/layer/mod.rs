@@ -1,6 +1,6 @@
 //! What the tests of the passes share: a layer to write adapters on, and the check that nothing changed its meaning.
 #![allow(dead_code, reason = "each test binary uses a part")]
-#![allow(clippy::unwrap_used, reason = "a helper of tests")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 use engraft_compiler::check::check_trace;
 use engraft_compiler::pipeline::{Optimized, Options, optimize};
