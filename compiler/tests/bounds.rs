@@ -5,10 +5,13 @@
 
 mod common;
 
-use common::agree;
+use common::{agree, program};
 use engraft_compiler::pipeline::{Optimized, Options, optimize};
+use engraft_compiler::plan::{PlanOptions, plan};
 use engraft_ir::DType::F32;
+use engraft_ir::ops::EpsilonAt;
 use engraft_ir::{Bindings, Graph, GraphBuilder, Tensor, dims};
+use engraft_runtime::{Context, Options as ContextOptions, Tensor as RunTensor, Weights};
 
 /// A graph of one expression on an input `[batch, 4]`.
 fn graph(body: impl for<'g> Fn(&'g GraphBuilder, Tensor<'g>) -> Tensor<'g>) -> Graph {
@@ -49,7 +52,7 @@ fn powers_do_not_double_without_end() {
 
 #[test]
 fn scales_that_leave_the_range_of_numbers_are_not_multiplied_out() {
-    for scale in [1e100, 1e-100] {
+    for scale in [1e25, 1e-25, 1e100, 1e-100] {
         let graph = graph(|g, x| {
             let (w, a, b) = (
                 g.param("w", F32, dims![4, 4]),
@@ -59,7 +62,54 @@ fn scales_that_leave_the_range_of_numbers_are_not_multiplied_out() {
             let update = x.scale(scale).lora_apply(a, b, scale);
             x.dense(w, None) + update.scale(1.0 / scale).scale(1.0 / scale)
         });
-        optimized(&graph);
+        let fused = optimized(&graph).graph.op_counts().contains_key("lora");
+        assert!(!fused, "a scale that f32 cannot hold");
+    }
+}
+
+#[test]
+fn numbers_beyond_f32_are_refused() {
+    type Body = for<'g> fn(&'g GraphBuilder, Tensor<'g>) -> Tensor<'g>;
+    let rows: &[(Body, &str)] = &[
+        (|_, x| x.scale(1e60), "`x.scale`: its factor is 1e60"),
+        (|_, x| x.normalize_with(-1, 1e-60, EpsilonAt::Inside), "`x.normalize`: its epsilon is 1e-60"),
+        (
+            |g, x| x.lora_apply(g.param("a", F32, dims![2, 4]), g.param("b", F32, dims![4, 2]), -4e38),
+            "scale is -4e38",
+        ),
+    ];
+    for (body, expected) in rows {
+        let error = plan(&graph(body), PlanOptions::default()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn tensors_without_elements_take_no_time_whatever_their_other_extents() {
+    type Body = for<'g> fn(Tensor<'g>) -> Tensor<'g>;
+    let big = 1 << 31;
+    let shapes =
+        [[big, big, 0, 1], [0, big, big, big], [big, 0, big, big], [big, big, 0, 0], [big, big, big, 0]];
+    let bodies: [Body; 7] = [
+        |x| x.relu(),
+        |x| x.transpose(&[3, 1, 0, 2]),
+        |x| x.concat(&[x], 1),
+        |x| x.softmax(3),
+        |x| x.softmax(1),
+        |x| x.sum(&[2]).sum(&[0, 1, 2]),
+        |x| x.matmul(x.transpose(&[0, 1, 3, 2])),
+    ];
+    for body in bodies {
+        let g = GraphBuilder::new("g");
+        g.output("y", body(g.input("x", F32, dims!["a", "b", "c", "d"])));
+        let program = program(&g.finish().unwrap(), true);
+        let base =
+            program.load_base(&Weights::new(), Context::new(ContextOptions::default()).unwrap()).unwrap();
+        let model = base.load_adapter(&Weights::new()).unwrap();
+        for shape in shapes {
+            // It may need more memory than there is, for all that.
+            drop(model.run(&[("x", &RunTensor::f32(&shape, Vec::new()).unwrap())]));
+        }
     }
 }
 

@@ -56,7 +56,8 @@ impl Panel {
 /// The pointers of `pack` are valid for the extents it gives, and `panels` is not read or written by anyone else.
 pub(crate) unsafe fn pack(workers: &Workers, pack: &Pack) {
     let (batch, out, k) = (pack.batch as usize, pack.out as usize, pack.k as usize);
-    let panels = out.div_ceil(PANEL);
+    // Without inputs there is nothing to pack, however many panels.
+    let panels = if k == 0 { 0 } else { out.div_ceil(PANEL) };
     let item_len = out.next_multiple_of(LANE) * k;
     let pack = Shared(*pack);
     workers.run(batch * panels, batch * out * k, &|task| {

@@ -140,6 +140,20 @@ impl<'a, 'f> Emit<'a, 'f> {
         params
     }
 
+    /// `count`, or 0 if one of the extents inside is 0: counting many times nothing takes long, and a tensor without
+    /// elements may have any other extents.
+    pub(super) fn unless_empty<'d>(
+        &mut self,
+        count: Value,
+        inside: impl IntoIterator<Item = &'d Dim>,
+    ) -> Value {
+        let may_be_empty = |dim: &&Dim| dim.as_fixed().is_none_or(|extent| extent == 0);
+        inside.into_iter().filter(may_be_empty).fold(count, |count, dim| {
+            let (extent, zero) = (self.dim(dim), self.int(0));
+            self.b.ins().select(extent, count, zero)
+        })
+    }
+
     /// Runs `body`, which must leave the function, if `condition` holds.
     pub(super) fn leave_if(&mut self, condition: Value, body: impl FnOnce(&mut Self)) {
         let (leave, go_on) = (self.b.create_block(), self.b.create_block());

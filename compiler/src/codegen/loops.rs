@@ -44,12 +44,15 @@ impl Loop {
 impl Emit<'_, '_> {
     /// Runs a loop: `pointers` are the buffers read, in order, and the buffer written.
     pub(super) fn run_loop(&mut self, body: &Loop, reads: &[Value], write: Value, extents: &Extents) {
-        let (counts, starts): (Vec<_>, Vec<_>) = match extents {
+        let (mut counts, starts): (Vec<_>, Vec<_>) = match extents {
             Extents::Whole => body.space.iter().map(|dim| (self.dim(dim), None)).unzip(),
             Extents::Tile(ranges) => {
                 ranges.iter().map(|&(from, to)| (self.b.ins().isub(to, from), Some(from))).unzip()
             }
         };
+        if let (Extents::Whole, Some((_, inside))) = (extents, body.space.split_first()) {
+            counts[0] = self.unless_empty(counts[0], inside);
+        }
         let mut walks: Vec<_> = body
             .reads
             .iter()

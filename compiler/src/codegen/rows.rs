@@ -52,6 +52,9 @@ impl Emit<'_, '_> {
         let reduces = matches!(row.op, RowOp::Reduce(_));
         let written = if reduces { stride } else { block };
         let along = row.inner == Dim::fixed(1);
+        // A reduction has a result over no elements, too.
+        let outer = self.unless_empty(outer, if reduces { None } else { Some(&row.n) });
+        let outer = self.unless_empty(outer, [&row.inner]);
         self.repeat(outer, &[x, y], |e, at| {
             let span = Span { x: at[0], y: at[1], n, stride, along, width: Width::Scalar, weight, bias };
             if along {

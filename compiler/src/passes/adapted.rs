@@ -2,9 +2,9 @@
 //! finding it in a combination, checking that nobody else needs its inside, and writing its operands back as nodes.
 //! It knows neither LoRA's nor DoRA's own rules.
 
-use super::Editor;
 use super::expand::Linear;
 use super::linear::{Atom, Combination, Factor, Monomial, Term};
+use super::{Editor, is_factor};
 use crate::trace::Reason;
 use engraft_ir::ops::{Binary, Reshape, Scale, Transpose};
 use engraft_ir::{GraphError, NodeId, Shape};
@@ -59,13 +59,15 @@ pub(super) fn split(linear: &Linear<'_>, editor: &Editor, sum: &Combination) -> 
         }
         if let Some((d, low_rank)) = linear.chain_from(x, chain)
             && let Some((a, b)) = factors(editor, &low_rank)
+            && let scale = c * d / coefficient
+            && is_factor(scale)
         {
             return Split::Adapted(Adapted {
                 x,
                 weight,
                 a,
                 b,
-                scale: c * d / coefficient,
+                scale,
                 coefficient,
                 lanes: base.lanes.clone(),
                 last: base.last.clone(),

@@ -2,7 +2,7 @@
 //! fewer shapes to know. Each rule stands below with an example, before and after.
 
 use super::rule::{Rule, rewrite};
-use super::{Editor, Pass, PassError};
+use super::{Editor, Pass, PassError, is_factor};
 use engraft_ir::ops::{
     Binary, Constant, Dense, Elements, EpsilonAt, Magnitude, Matmul, Normalize, Reduce, Reduction, Reshape,
     Scale, Slice, Transpose, Unary,
@@ -42,12 +42,6 @@ fn scale_chain(editor: &mut Editor, id: NodeId) -> Replacement {
     let Some((factor, x)) = factor_of(editor, inner) else { return Ok(None) };
     let factor = outer * factor;
     if is_factor(factor) { derived(editor, id, Scale { factor }, &[x]) } else { Ok(None) }
-}
-
-/// Whether compiled code, which computes in f32, can multiply by a number that a rule has computed: by itself it must
-/// neither overflow nor vanish, even if what it is a part of does not.
-fn is_factor(factor: f64) -> bool {
-    (factor as f32).is_normal()
 }
 
 /// A node as a number times another.

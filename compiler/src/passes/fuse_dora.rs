@@ -17,7 +17,7 @@ use super::adapted::{self, Adapted, Bias, Split, Vectors};
 use super::expand::Linear;
 use super::linear::{Atom, Combination, Factor, Monomial, Norm, Term};
 use super::rule::MAX_ROUNDS;
-use super::{Editor, Pass, PassError};
+use super::{Editor, Pass, PassError, is_factor};
 use crate::trace::Reason;
 use engraft_ir::ops::{Binary, Dense, Dora, LoraNorm, OutputDora};
 use engraft_ir::{NodeId, Op};
@@ -54,7 +54,7 @@ struct Plan {
 impl Plan {
     /// The plan, if magnitude and bias can be written down.
     fn new(layer: Adapted, magnitude: &Monomial, factor: f64) -> Option<Box<Self>> {
-        let (magnitude, bias) = (Vectors::of(magnitude)?, layer.plain_bias()?);
+        let (magnitude, bias) = (Vectors::of(magnitude)?, layer.plain_bias().filter(|_| is_factor(factor))?);
         Some(Box::new(Self { layer, magnitude, factor, bias }))
     }
 }

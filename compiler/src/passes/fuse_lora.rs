@@ -16,7 +16,7 @@ use super::adapted::{self, Adapted, Bias, Split};
 use super::expand::Linear;
 use super::linear::{Combination, Factor};
 use super::rule::MAX_ROUNDS;
-use super::{Editor, Pass, PassError};
+use super::{Editor, Pass, PassError, is_factor};
 use engraft_ir::ops::{Lora, LoraApply, LoraDelta};
 use engraft_ir::{NodeId, Op};
 use std::collections::BTreeSet;
@@ -98,6 +98,9 @@ fn updates(editor: &mut Editor) -> Result<(), PassError> {
         let mut updates = starts.into_iter().flatten().filter_map(|x| linear.chain_from(x, chain));
         let Some((c, update)) = updates.find(|(_, update)| beside.contains(update)) else { continue };
         let scale = scale * c;
+        if !is_factor(scale) {
+            continue;
+        }
         let leaves: BTreeSet<_> = update.iter().map(|factor| factor.node).collect();
         let rule = if update.len() == 3 { "lora_apply" } else { "lora_delta" };
         if let Some(reason) = adapted::shared(&linear, editor, id, &leaves) {

@@ -15,8 +15,8 @@ use std::ops::RangeInclusive;
 /// Scales that differ by no more than this, relatively, are the same scale computed in another order.
 const SAME_SCALE: f64 = 1e-12;
 
-/// The size of coefficients with which the algebra reckons.
-const MODERATE: RangeInclusive<f64> = 1e-60..=1e60;
+/// The size of coefficients with which the algebra reckons; also as factors in f32.
+const MODERATE: RangeInclusive<f64> = 1e-30..=1e30;
 
 /// A number with a total order, so that combinations can be keys.
 #[derive(Clone, Copy, Debug)]

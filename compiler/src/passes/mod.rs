@@ -33,6 +33,12 @@ pub struct Pass {
     pub run: fn(&mut Editor) -> Result<(), PassError>,
 }
 
+/// Whether compiled code, which computes in f32, can multiply by a number that a pass has computed: by itself it must
+/// neither overflow nor vanish, even if what it is a part of does not.
+fn is_factor(number: f64) -> bool {
+    (number as f32).is_normal()
+}
+
 /// Why a pass stopped.
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum PassError {

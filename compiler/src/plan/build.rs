@@ -6,7 +6,7 @@ use super::kernel::{Gather, Kernel, Linear, Loop, MatrixLayout, Pack, Row, RowNo
 use super::storage::Draft;
 use super::{BufferId, Plan, PlanError, stage_index};
 use engraft_ir::ops::{self, EpsilonAt};
-use engraft_ir::{DType, Dim, Graph, NodeId, Op, Shape, Stage, Stages, TensorType, verify};
+use engraft_ir::{DType, Dim, Graph, Node, NodeId, Op, Shape, Stage, Stages, TensorType, verify};
 use std::collections::BTreeMap;
 
 /// How to plan.
@@ -25,12 +25,13 @@ impl Default for PlanOptions {
 /// Plans a graph.
 ///
 /// # Errors
-/// The graph is not valid, or has a type that compiled programs do not compute in.
+/// The graph is not valid, or has a type that compiled programs do not compute in, or a number that they cannot hold.
 pub fn plan(graph: &Graph, options: PlanOptions) -> Result<Plan, PlanError> {
     verify(graph).map_err(|errors| PlanError::Invalid { graph: graph.name().to_owned(), errors })?;
     if let Some(node) = graph.nodes().find(|node| node.ty().dtype == DType::F64) {
         return Err(PlanError::Unsupported { node: node.name().to_owned(), ty: node.ty().clone() });
     }
+    graph.nodes().try_for_each(check_numbers)?;
     let stages = Stages::of(graph);
     let fusion = Fusion::of(graph, &stages, options.fuse);
     let mut planner = Planner {
@@ -48,6 +49,20 @@ pub fn plan(graph: &Graph, options: PlanOptions) -> Result<Plan, PlanError> {
         planner.output(&output.name, output.node);
     }
     Ok(planner.draft.finish(&planner.stages))
+}
+
+/// Refuses numbers that f32 cannot hold.
+fn check_numbers(node: &Node) -> Result<(), PlanError> {
+    // The elements of constants have their type already.
+    let attributes = if matches!(node.op(), Op::Constant(_)) { None } else { Some(node.op().attributes()) };
+    for (attribute, value) in attributes.into_iter().flatten() {
+        let Some(value) = value.as_f64() else { continue };
+        let single = value as f32;
+        if single.is_infinite() || (single == 0.0 && value != 0.0) {
+            return Err(PlanError::Number { node: node.name().to_owned(), attribute, value });
+        }
+    }
+    Ok(())
 }
 
 /// The parts of a linear layer, whatever op it came from.

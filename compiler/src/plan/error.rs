@@ -22,6 +22,18 @@ pub enum PlanError {
         /// Its type.
         ty: TensorType,
     },
+    /// A number that the graph knows is infinity or 0 in f32.
+    #[error(
+        "`{node}`: its {attribute} is {value:e}: compiled programs compute in f32, which holds no such number"
+    )]
+    Number {
+        /// The node's name.
+        node: String,
+        /// The attribute.
+        attribute: String,
+        /// The number.
+        value: f64,
+    },
 }
 
 fn list(errors: &[VerifyError]) -> String {

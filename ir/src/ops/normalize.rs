@@ -50,7 +50,11 @@ impl Normalize {
         match self.epsilon_at {
             EpsilonAt::Inside => (sum_of_squares + self.epsilon).sqrt(),
             EpsilonAt::Outside => sum_of_squares.sqrt() + self.epsilon,
-            EpsilonAt::Max => sum_of_squares.sqrt().max(self.epsilon),
+            // A NaN stays one, as in PyTorch's `clamp_min`.
+            EpsilonAt::Max => {
+                let norm = sum_of_squares.sqrt();
+                if norm < self.epsilon { self.epsilon } else { norm }
+            }
         }
     }
 }
