@@ -58,6 +58,7 @@ fn canonical_forms() {
         (|l| l.w.matmul(l.v), "matmul(weight, other) of 1"),
         (|l| l.bias + l.x.dense(l.w, None), "dense(x, weight, bias) of 1"),
         (|l| l.x.dense(l.w, Some(l.bias)) + l.m, "add(x.dense, magnitude) of 2"),
+        (|l| l.x.sum(&[0, 1]) + l.w.sum(&[0, 1]), "add(x.sum, weight.sum) of 3"),
         (|l| l.x * l.m, "magnitude(x, magnitude) {axis: 1} of 1"),
         (|l| l.m * l.x, "magnitude(x, magnitude) {axis: 1} of 1"),
         (|l| l.w * column(l.m), "magnitude(weight, magnitude) {axis: 0} of 1"),

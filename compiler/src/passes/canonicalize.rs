@@ -191,7 +191,8 @@ fn bias(editor: &mut Editor, id: NodeId) -> Replacement {
             && graph.operand(layer, Dense::BIAS).is_none()
             && editor.is_used_once(layer);
         let fits = graph.node(layer).ty() == graph.node(id).ty()
-            && graph.node(bias).shape()[..] == graph.node(layer).shape()[graph.node(layer).ty().rank() - 1..]
+            && graph.node(bias).ty().rank() == 1
+            && graph.node(bias).shape().last() == graph.node(layer).shape().last()
             && editor.is_weight(bias);
         if !is_open || !fits {
             continue;
