@@ -90,7 +90,26 @@ pub struct Fault {
     pub limit: u64,
 }
 
-/// Packs `scale * w` into panels, one matrix per batch item (see [`panels`](crate::panels)).
+/// A form in which kernels read a matrix (see [`panels`](crate::panels)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u64)]
+pub enum Packing {
+    /// Outputs side by side, for products.
+    Panels = 0,
+    /// Outputs one after the other, padded, for dot products.
+    Rows = 1,
+}
+
+impl std::fmt::Display for Packing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Packing::Panels => "panels",
+            Packing::Rows => "rows",
+        })
+    }
+}
+
+/// Packs `scale * w`, one matrix per batch item.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Pack {
@@ -111,8 +130,10 @@ pub struct Pack {
     pub k_stride: u64,
     /// Multiplied in while packing (`LoRA`'s s into B).
     pub scale: f32,
-    /// `[batch, packed_len(out, k)]`.
-    pub panels: *mut f32,
+    /// Into which form.
+    pub packing: Packing,
+    /// `[batch, packing.len(out, k)]`.
+    pub packed: *mut f32,
 }
 
 /// The product `y = gain * (x W^T + h B^T) + bias`, then the epilogue.
@@ -153,7 +174,25 @@ pub struct Linear {
     pub epilogue: Option<TileFn>,
 }
 
-/// The row norms `n_j = || W_j + scale * sum_k B_jk A_k ||_2`, without materialising BA.
+/// The product `h = x A^T` for few outputs.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Dot {
+    /// Rows of x and h.
+    pub rows: u64,
+    /// Columns of x.
+    pub k: u64,
+    /// Columns of h.
+    pub out: u64,
+    /// `[rows, k]`, contiguous.
+    pub x: *const f32,
+    /// A `[out, k]`, packed as rows.
+    pub a: *const f32,
+    /// `[rows, out]`, contiguous.
+    pub h: *mut f32,
+}
+
+/// The row norms `n_j = || W_j + sum_k B_jk A_k ||_2`, without materialising BA.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct RowNorm {
@@ -163,25 +202,19 @@ pub struct RowNorm {
     pub k: u64,
     /// Rows of A and columns of B; 0 when there is no low-rank part.
     pub rank: u64,
-    /// Element `(j, p)` of W is at `w[j * out_stride + p * k_stride]`.
+    /// Panels of W `[out, k]`.
     pub w: *const f32,
-    /// Elements from one output to the next.
-    pub out_stride: u64,
-    /// Elements from one input to the next.
-    pub k_stride: u64,
-    /// `[rank, k]`, contiguous; not read when the rank is 0.
+    /// A `[rank, k]`, packed as rows; not read when the rank is 0.
     pub a: *const f32,
-    /// `[out, rank]`, contiguous; not read when the rank is 0.
+    /// Panels of B `[out, rank]`; not read when the rank is 0.
     pub b: *const f32,
-    /// Multiplies BA.
-    pub scale: f32,
     /// `[out]`.
     pub n: *mut f32,
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Fault, Frame, Linear, Pack, RowNorm};
+    use super::{Dot, Fault, Frame, Linear, Pack, RowNorm};
     use core::mem::{offset_of, size_of};
 
     /// Code compiled ahead of time carries these numbers: changing one breaks every object file.
@@ -212,10 +245,11 @@ mod tests {
                 offset_of!(Pack, out_stride),
                 offset_of!(Pack, k_stride),
                 offset_of!(Pack, scale),
-                offset_of!(Pack, panels),
+                offset_of!(Pack, packing),
+                offset_of!(Pack, packed),
                 size_of::<Pack>(),
             ],
-            [0, 8, 16, 24, 32, 40, 48, 56, 64, 72]
+            [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80]
         );
         assert_eq!(
             [
@@ -244,15 +278,24 @@ mod tests {
                 offset_of!(RowNorm, k),
                 offset_of!(RowNorm, rank),
                 offset_of!(RowNorm, w),
-                offset_of!(RowNorm, out_stride),
-                offset_of!(RowNorm, k_stride),
                 offset_of!(RowNorm, a),
                 offset_of!(RowNorm, b),
-                offset_of!(RowNorm, scale),
                 offset_of!(RowNorm, n),
                 size_of::<RowNorm>(),
             ],
-            [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80]
+            [0, 8, 16, 24, 32, 40, 48, 56]
+        );
+        assert_eq!(
+            [
+                offset_of!(Dot, rows),
+                offset_of!(Dot, k),
+                offset_of!(Dot, out),
+                offset_of!(Dot, x),
+                offset_of!(Dot, a),
+                offset_of!(Dot, h),
+                size_of::<Dot>(),
+            ],
+            [0, 8, 16, 24, 32, 40, 48]
         );
     }
 }

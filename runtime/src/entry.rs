@@ -1,35 +1,38 @@
 //! The functions that compiled code calls by name. They unfold batches into blocks, spread the blocks over the workers
 //! and hand each to a kernel; the arithmetic is the kernels'.
 
-use crate::abi::{Frame, Linear, Pack, RowNorm};
+use crate::abi::{Dot, Frame, Linear, Pack, RowNorm};
 use crate::context::Context;
-use crate::kernels::{Block, NORM_ROWS, NormBlock};
+use crate::kernels::{Block, DotBlock, NormBlock};
 use crate::panels::{self, LANE, PANEL, Panel};
 use crate::workers::Shared;
 
 /// Rows of a block: a multiple of a tile's rows, few enough that its outputs (24 KiB a panel) are still in cache when
-/// the epilogue reads them.
-const BLOCK_ROWS: usize = 96;
+/// the epilogue reads them, and its inputs when the next panel does.
+const BLOCK_ROWS: usize = 128;
+/// Rows of a block of dot products: they have no panel to use up, so they may be shared out finely.
+const DOT_ROWS: usize = 12;
 
 /// The names and addresses of the functions compiled code may call.
 ///
 /// ```
 /// let names = engraft_runtime::symbols().map(|(name, _)| name);
-/// assert_eq!(names, ["engraft_pack", "engraft_linear", "engraft_row_norm"]);
+/// assert_eq!(names, ["engraft_pack", "engraft_linear", "engraft_dot", "engraft_row_norm"]);
 /// ```
-pub fn symbols() -> [(&'static str, *const u8); 3] {
+pub fn symbols() -> [(&'static str, *const u8); 4] {
     [
         ("engraft_pack", engraft_pack as *const u8),
         ("engraft_linear", engraft_linear as *const u8),
+        ("engraft_dot", engraft_dot as *const u8),
         ("engraft_row_norm", engraft_row_norm as *const u8),
     ]
 }
 
-/// Packs matrices into panels.
+/// Packs matrices.
 ///
 /// # Safety
 /// `frame` is the frame of the running stage; the pointers of `pack` are valid for the extents it gives, and nobody else
-/// reads or writes its panels meanwhile.
+/// reads or writes what it packs into meanwhile.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_pack(frame: *const Frame, pack: *const Pack) {
     // SAFETY: both are the caller's promise.
@@ -69,11 +72,35 @@ pub unsafe extern "C" fn engraft_linear(frame: *const Frame, linear: *const Line
     });
 }
 
+/// Computes a product with few outputs.
+///
+/// # Safety
+/// `frame` is the frame of the running stage; the pointers of `dot` are valid for the extents it gives, A is packed as
+/// rows, and nobody else touches `h` meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_dot(frame: *const Frame, dot: *const Dot) {
+    // SAFETY: both are the caller's promise.
+    let (context, dot) = unsafe { (context(frame), *dot) };
+    let (rows, k, out) = (dot.rows as usize, dot.k as usize, dot.out as usize);
+    let shared = Shared(dot);
+    let operations = rows.saturating_mul(k).saturating_mul(out);
+    context.workers.run(rows.div_ceil(DOT_ROWS), operations, &|task| {
+        let dot = shared.get();
+        let first = task * DOT_ROWS;
+        // SAFETY: the rows from `first` are rows of the caller's matrices, and each task has its own.
+        unsafe {
+            let (x, h) = (dot.x.add(first * k), dot.h.add(first * out));
+            let rows = (rows - first).min(DOT_ROWS);
+            (context.kernels.dot)(&DotBlock { rows, k, out, x, a: dot.a, h });
+        }
+    });
+}
+
 /// Computes the row norms of an adapted weight.
 ///
 /// # Safety
-/// `frame` is the frame of the running stage; the pointers of `norm` are valid for the extents it gives, and nobody else
-/// touches `n` meanwhile.
+/// `frame` is the frame of the running stage; the pointers of `norm` are valid for the extents it gives, A is packed as
+/// rows, W and B into panels, and nobody else touches `n` meanwhile.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_row_norm(frame: *const Frame, norm: *const RowNorm) {
     // SAFETY: both are the caller's promise.
@@ -81,22 +108,21 @@ pub unsafe extern "C" fn engraft_row_norm(frame: *const Frame, norm: *const RowN
     let (out, k, rank) = (norm.out as usize, norm.k as usize, norm.rank as usize);
     let shared = Shared(norm);
     let operations = out.saturating_mul(k).saturating_mul(1 + rank);
-    context.workers.run(out.div_ceil(NORM_ROWS), operations, &|task| {
+    context.workers.run(out.div_ceil(PANEL), operations, &|task| {
         let norm = shared.get();
-        let first = task * NORM_ROWS;
-        // SAFETY: the rows from `first` are rows of the caller's matrices, and each task has its own.
+        let panel = Panel::of(out, task);
+        // SAFETY: the panel is one of the caller's matrices, and each task has its own.
         unsafe {
             (context.kernels.row_norm)(&NormBlock {
-                rows: (out - first).min(NORM_ROWS),
                 k,
                 rank,
-                w: norm.w.add(first * norm.out_stride as usize),
-                out_stride: norm.out_stride as usize,
-                k_stride: norm.k_stride as usize,
+                width: panel.width,
+                columns: panel.columns,
+                w: norm.w.add(panel.first * k),
                 a: norm.a,
-                b: norm.b.wrapping_add(first * rank),
-                scale: norm.scale,
-                n: norm.n.add(first),
+                a_stride: k.next_multiple_of(LANE),
+                b: norm.b.wrapping_add(panel.first * rank),
+                n: norm.n.add(panel.first),
             });
         }
     });
@@ -150,11 +176,12 @@ impl<'a> Product<'a> {
         [self.batch, self.rows, self.out, self.k + self.rank].into_iter().fold(1, usize::saturating_mul)
     }
 
-    /// The block of a task. Rows vary fastest, so that a panel is used up while it is in cache.
+    /// The block of a task. Panels vary fastest: a block of rows stays in cache while the panels stream past it, each
+    /// fetched while the one before is used.
     fn place(&self, task: usize) -> (FirstRow, Panel) {
         let (row_blocks, panels) = (self.rows.div_ceil(BLOCK_ROWS), self.out.div_ceil(PANEL));
-        let (rest, row_block) = (task / row_blocks, task % row_blocks);
-        let (item, panel) = (rest / panels, rest % panels);
+        let (rest, panel) = (task / panels, task % panels);
+        let (item, row_block) = (rest / row_blocks, rest % row_blocks);
         (FirstRow { item, first: row_block * BLOCK_ROWS }, Panel::of(self.out, panel))
     }
 

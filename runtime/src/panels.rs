@@ -1,35 +1,45 @@
-//! The panel format in which every kernel reads a matrix, and the packing that makes it. It knows nothing about
-//! instruction sets: one format serves all kernels.
+//! The forms in which kernels read a matrix, and the packing that makes them. It knows nothing about instruction sets:
+//! one format serves all kernels.
 //!
-//! A matrix W `[out, k]` becomes `ceil(out / 64)` panels of up to [`PANEL`] outputs each. A panel stores, for each p in
-//! `0..k`, its outputs contiguously, so that a product streams through it in the order of p. The last panel is narrower:
-//! the outputs that remain, rounded up to a multiple of [`LANE`] and padded with zeros.
+//! As [`Packing::Panels`], a matrix W `[out, k]` becomes `ceil(out / 48)` panels of up to [`PANEL`] outputs each. A panel
+//! stores, for each p in `0..k`, its outputs contiguously, so that a product streams through it in the order of p. The
+//! last panel is narrower: the outputs that remain, rounded up to a multiple of [`LANE`] and padded with zeros.
 //!
 //! ```text
-//! panel i starts at float i * 64 * k        element (j, p) of a panel of width w is at p * w + j
+//! panel i starts at float i * 48 * k        element (j, p) of a panel of width w is at p * w + j
 //! ```
 //!
-//! The base is aligned to 64 bytes, hence so is every step of every panel.
+//! As [`Packing::Rows`], it stays `[out, k]`, but each row is padded with zeros to a multiple of [`LANE`].
+//!
+//! The base is aligned to 64 bytes, hence so is every step of every panel, and every row.
 
-use crate::abi::Pack;
+use crate::abi::{Pack, Packing};
 use crate::workers::{Shared, Workers};
 
 /// Outputs in a full panel.
-pub const PANEL: usize = 64;
+pub const PANEL: usize = 48;
 /// The narrowest panel, and the unit of widths: the floats of one 64-byte cache line.
 pub const LANE: usize = 16;
 /// Inputs packed at a time: a cache line of a row-major W.
 const STEP: usize = 16;
 
-/// How many floats the panels of a `[out, k]` matrix take, or `None` when that overflows.
-///
-/// ```
-/// assert_eq!(engraft_runtime::panels::packed_len(70, 3), Some(80 * 3));
-/// ```
-pub const fn packed_len(out: usize, k: usize) -> Option<usize> {
-    match out.checked_next_multiple_of(LANE) {
-        Some(padded) => padded.checked_mul(k),
-        None => None,
+impl Packing {
+    /// How many floats a packed `[out, k]` matrix takes, or `None` when that overflows.
+    ///
+    /// ```
+    /// use engraft_runtime::abi::Packing;
+    /// assert_eq!(Packing::Panels.len(70, 3), Some(80 * 3));
+    /// assert_eq!(Packing::Rows.len(70, 3), Some(70 * 16));
+    /// ```
+    pub const fn len(self, out: usize, k: usize) -> Option<usize> {
+        let (padded, other) = match self {
+            Packing::Panels => (out, k),
+            Packing::Rows => (k, out),
+        };
+        match padded.checked_next_multiple_of(LANE) {
+            Some(padded) => padded.checked_mul(other),
+            None => None,
+        }
     }
 }
 
@@ -50,39 +60,50 @@ impl Panel {
     }
 }
 
-/// Packs as `pack` says, the panels spread over `workers`.
+/// Packs as `pack` says, the panels or rows spread over `workers`.
 ///
 /// # Safety
-/// The pointers of `pack` are valid for the extents it gives, and `panels` is not read or written by anyone else.
+/// The pointers of `pack` are valid for the extents it gives, and `packed` is not read or written by anyone else.
 pub(crate) unsafe fn pack(workers: &Workers, pack: &Pack) {
     let (batch, out, k) = (pack.batch as usize, pack.out as usize, pack.k as usize);
-    // Without inputs there is nothing to pack, however many panels.
-    let panels = if k == 0 { 0 } else { out.div_ceil(PANEL) };
-    let item_len = out.next_multiple_of(LANE) * k;
+    let parts = match pack.packing {
+        // Without inputs there is nothing to pack, however many outputs.
+        _ if k == 0 => 0,
+        Packing::Panels => out.div_ceil(PANEL),
+        Packing::Rows => out,
+    };
     let pack = Shared(*pack);
-    workers.run(batch * panels, batch * out * k, &|task| {
+    workers.run(batch * parts, batch * out * k, &|task| {
         let pack = pack.get();
-        let (item, index) = (task / panels, task % panels);
-        let panel = Panel::of(out, index);
-        // SAFETY: the caller's pointers cover `item < batch` and `index < panels`; each task writes its own panel.
+        let (item, part) = (task / parts, task % parts);
+        // SAFETY: the caller's pointers cover `item < batch` and `part < parts`; each task writes its own part.
         unsafe {
-            let w = pack.w.add(item * pack.w_batch_stride as usize + panel.first * pack.out_stride as usize);
-            let to = pack.panels.add(item * item_len + panel.first * k);
-            pack_panel(pack, w, to, panel, k);
+            let w = pack.w.add(item * pack.w_batch_stride as usize);
+            match pack.packing {
+                Packing::Panels => {
+                    let to = pack.packed.add(item * out.next_multiple_of(LANE) * k);
+                    pack_panel(pack, w, to, Panel::of(out, part), k);
+                }
+                Packing::Rows => {
+                    let padded = k.next_multiple_of(LANE);
+                    pack_row(pack, w, pack.packed.add((item * out + part) * padded), part, k, padded);
+                }
+            }
         }
     });
 }
 
-/// Packs one panel whose first element in the source is `w`.
+/// Packs one panel of the matrix at `w` into its place in the panels at `to`.
 ///
 /// # Safety
-/// As for [`pack`]; `to` has room for `panel.width * k` floats.
+/// As for [`pack`].
 unsafe fn pack_panel(pack: &Pack, w: *const f32, to: *mut f32, panel: Panel, k: usize) {
     let (out_stride, k_stride) = (pack.out_stride as usize, pack.k_stride as usize);
     for p0 in (0..k).step_by(STEP) {
         let p1 = (p0 + STEP).min(k);
         // SAFETY: j < columns, p < k, and position p * width + j lies inside the panel.
         unsafe {
+            let (w, to) = (w.add(panel.first * out_stride), to.add(panel.first * k));
             for j in 0..panel.columns {
                 for p in p0..p1 {
                     *to.add(p * panel.width + j) = pack.scale * *w.add(j * out_stride + p * k_stride);
@@ -92,5 +113,20 @@ unsafe fn pack_panel(pack: &Pack, w: *const f32, to: *mut f32, panel: Panel, k: 
                 to.add(p * panel.width + panel.columns).write_bytes(0, panel.width - panel.columns);
             }
         }
+    }
+}
+
+/// Packs row `row` of the matrix at `w` into `to`.
+///
+/// # Safety
+/// As for [`pack`]; `to` has room for `padded >= k` floats.
+unsafe fn pack_row(pack: &Pack, w: *const f32, to: *mut f32, row: usize, k: usize, padded: usize) {
+    let (out_stride, k_stride) = (pack.out_stride as usize, pack.k_stride as usize);
+    // SAFETY: row < out and p < k.
+    unsafe {
+        for p in 0..k {
+            *to.add(p) = pack.scale * *w.add(row * out_stride + p * k_stride);
+        }
+        to.add(k).write_bytes(0, padded - k);
     }
 }

@@ -5,9 +5,11 @@
 use std::num::NonZeroUsize;
 use std::ptr::{null, null_mut};
 
-use engraft_runtime::abi::{Frame, Linear, Pack, RowNorm};
-use engraft_runtime::panels::{LANE, PANEL, packed_len};
-use engraft_runtime::{Context, KernelSet, Options, engraft_linear, engraft_pack, engraft_row_norm};
+use engraft_runtime::abi::{Dot, Frame, Linear, Pack, Packing, RowNorm};
+use engraft_runtime::panels::{LANE, PANEL};
+use engraft_runtime::{
+    Context, KernelSet, Options, engraft_dot, engraft_linear, engraft_pack, engraft_row_norm,
+};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -93,7 +95,8 @@ impl Layout {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Packing {
+struct Packed {
+    packing: Packing,
     batch: usize,
     out: usize,
     k: usize,
@@ -101,11 +104,11 @@ struct Packing {
     scale: f32,
 }
 
-fn pack(context: &Context, packing: Packing, w: &[f32]) -> Guarded {
-    let Packing { batch, out, k, layout, scale } = packing;
+fn pack(context: &Context, packed: Packed, w: &[f32]) -> Guarded {
+    let Packed { packing, batch, out, k, layout, scale } = packed;
     let (out_stride, k_stride) = layout.strides(out, k);
     let w = Guarded::of(w);
-    let mut panels = Guarded::nan(batch * packed_len(out, k).unwrap());
+    let mut packed = Guarded::nan(batch * packing.len(out, k).unwrap());
     let request = Pack {
         batch: batch as u64,
         out: out as u64,
@@ -115,12 +118,13 @@ fn pack(context: &Context, packing: Packing, w: &[f32]) -> Guarded {
         out_stride: out_stride as u64,
         k_stride: k_stride as u64,
         scale,
-        panels: panels.address_mut(),
+        packing,
+        packed: packed.address_mut(),
     };
     let frame = frame(context, &[]);
     // SAFETY: the buffers have the lengths that the extents give.
     unsafe { engraft_pack(&raw const frame, &raw const request) };
-    panels
+    packed
 }
 
 /// A product with its operands.
@@ -185,8 +189,9 @@ impl Case {
         let Case { batch, rows, out, k, rank, .. } = *self;
         let layout = Layout::OutIn;
         let matrices = if self.shared_w { 1 } else { batch };
-        let w = pack(context, Packing { batch: matrices, out, k, layout, scale: 1.0 }, &self.w);
-        let b = pack(context, Packing { batch: 1, out, k: rank, layout, scale: 1.0 }, &self.b);
+        let packing = Packing::Panels;
+        let w = pack(context, Packed { packing, batch: matrices, out, k, layout, scale: 1.0 }, &self.w);
+        let b = pack(context, Packed { packing, batch: 1, out, k: rank, layout, scale: 1.0 }, &self.b);
         let (x, h) = (Guarded::of(&self.x), Guarded::of(&self.h));
         let (gain, bias) = (self.gain.as_deref().map(Guarded::of), self.bias.as_deref().map(Guarded::of));
         let mut y = Guarded::nan(batch * rows * out);
@@ -200,7 +205,7 @@ impl Case {
             x: x.address(),
             x_batch_stride: if self.shared_x { 0 } else { (rows * k) as u64 },
             w: w.address(),
-            w_batch_stride: if self.shared_w { 0 } else { packed_len(out, k).unwrap() as u64 },
+            w_batch_stride: if self.shared_w { 0 } else { Packing::Panels.len(out, k).unwrap() as u64 },
             h: if rank == 0 { null() } else { h.address() },
             b: if rank == 0 { null() } else { b.address() },
             gain: optional(&gain),
@@ -272,10 +277,11 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-/// Extents around the ends of tiles (6), lanes (16), panels (64) and blocks of rows (96).
+/// Extents around the ends of tiles (3, 6, 8), lanes (16), panels (48) and blocks of rows (128).
 fn extent() -> impl Strategy<Value = usize> {
     select(vec![
-        0, 1, 2, 3, 4, 5, 6, 7, 11, 13, 15, 16, 17, 31, 33, 47, 48, 49, 61, 63, 64, 65, 95, 97, 127, 129, 130,
+        0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 15, 16, 17, 31, 33, 47, 48, 49, 63, 65, 95, 97, 127, 128, 129,
+        137,
     ])
 }
 
@@ -319,12 +325,15 @@ proptest! {
     }
 
     #[test]
-    fn panels_lie_where_the_format_says(
+    fn packed_matrices_lie_where_the_format_says(
         (batch, out, k) in (0..3_usize, extent(), extent()), in_out: bool, scale in select(vec![1.0_f32, 0.25]), seed: u64,
     ) {
         let layout = if in_out { Layout::InOut } else { Layout::OutIn };
         let w = Floats(seed).take(batch * out * k);
-        let panels = pack(&context(KernelSet::Portable, 1), Packing { batch, out, k, layout, scale }, &w);
+        let packed = |packing| {
+            let packed = Packed { packing, batch, out, k, layout, scale };
+            pack(&context(KernelSet::Portable, 1), packed, &w).values().to_vec()
+        };
         let (out_stride, k_stride) = layout.strides(out, k);
         let mut expected = Vec::new();
         for item in 0..batch {
@@ -337,7 +346,31 @@ proptest! {
                 }
             }
         }
-        prop_assert_eq!(panels.values(), expected);
+        prop_assert_eq!(packed(Packing::Panels), expected);
+        let mut expected = Vec::new();
+        for (item, j) in (0..batch).flat_map(|item| (0..out).map(move |j| (item, j))) {
+            let row = (0..k).map(|p| scale * w[item * out * k + j * out_stride + p * k_stride]);
+            expected.extend(row.chain(std::iter::repeat(0.0)).take(k.next_multiple_of(LANE)));
+        }
+        prop_assert_eq!(packed(Packing::Rows), expected);
+    }
+
+    #[test]
+    fn dot_products_are_what_the_formula_says_and_of_their_row_alone(
+        (rows, out, k) in (extent(), 0..20_usize, extent()), in_out: bool, seed: u64,
+    ) {
+        let layout = if in_out { Layout::InOut } else { Layout::OutIn };
+        let mut floats = Floats(seed);
+        let dots = Dots { rows, out, k, layout, x: floats.take(rows * k), a: floats.take(out * k) };
+        let reference = dots.reference();
+        for set in runnable() {
+            let context = context(set, 1);
+            let whole = dots.run(&context);
+            assert_close(&whole, &reference, k);
+            for row in (0..rows).step_by(7) {
+                prop_assert_eq!(bits(&dots.only(row).run(&context)), bits(&whole[row * out..(row + 1) * out]));
+            }
+        }
     }
 
     #[test]
@@ -355,6 +388,53 @@ proptest! {
     }
 }
 
+/// Dot products with their operands.
+struct Dots {
+    rows: usize,
+    out: usize,
+    k: usize,
+    layout: Layout,
+    x: Vec<f32>,
+    a: Vec<f32>,
+}
+
+impl Dots {
+    fn run(&self, context: &Context) -> Vec<f32> {
+        let Dots { rows, out, k, layout, .. } = *self;
+        let packed = Packed { packing: Packing::Rows, batch: 1, out, k, layout, scale: 1.0 };
+        let (x, a) = (Guarded::of(&self.x), pack(context, packed, &self.a));
+        let mut h = Guarded::nan(rows * out);
+        let request = Dot {
+            rows: rows as u64,
+            k: k as u64,
+            out: out as u64,
+            x: x.address(),
+            a: a.address(),
+            h: h.address_mut(),
+        };
+        let frame = frame(context, &[]);
+        // SAFETY: the buffers have the lengths that the extents give.
+        unsafe { engraft_dot(&raw const frame, &raw const request) };
+        h.values().to_vec()
+    }
+
+    /// Each element, and the sum of its terms' magnitudes.
+    fn reference(&self) -> Vec<(f64, f64)> {
+        let (out_stride, k_stride) = self.layout.strides(self.out, self.k);
+        let element = |row: usize, j: usize| {
+            let term = |p: usize| {
+                f64::from(self.x[row * self.k + p]) * f64::from(self.a[j * out_stride + p * k_stride])
+            };
+            (0..self.k).map(term).fold((0.0, 0.0), |(sum, all), term| (sum + term, all + term.abs()))
+        };
+        (0..self.rows).flat_map(|row| (0..self.out).map(move |j| element(row, j))).collect()
+    }
+
+    fn only(&self, row: usize) -> Dots {
+        Dots { rows: 1, x: self.x[row * self.k..(row + 1) * self.k].to_vec(), a: self.a.clone(), ..*self }
+    }
+}
+
 /// Row norms with their operands.
 struct Norm {
     out: usize,
@@ -369,19 +449,21 @@ struct Norm {
 
 impl Norm {
     fn run(&self, context: &Context) -> Vec<f32> {
-        let (out_stride, k_stride) = self.layout.strides(self.out, self.k);
-        let (w, a, b) = (Guarded::of(&self.w), Guarded::of(&self.a), Guarded::of(&self.b));
-        let mut n = Guarded::nan(self.out);
+        let Norm { out, k, rank, layout, scale, .. } = *self;
+        let matrix = |packing, (out, k), layout, scale, values: &[f32]| {
+            pack(context, Packed { packing, batch: 1, out, k, layout, scale }, values)
+        };
+        let w = matrix(Packing::Panels, (out, k), layout, 1.0, &self.w);
+        let a = matrix(Packing::Rows, (rank, k), Layout::OutIn, 1.0, &self.a);
+        let b = matrix(Packing::Panels, (out, rank), Layout::OutIn, scale, &self.b);
+        let mut n = Guarded::nan(out);
         let request = RowNorm {
-            out: self.out as u64,
-            k: self.k as u64,
-            rank: self.rank as u64,
+            out: out as u64,
+            k: k as u64,
+            rank: rank as u64,
             w: w.address(),
-            out_stride: out_stride as u64,
-            k_stride: k_stride as u64,
-            a: if self.rank == 0 { null() } else { a.address() },
-            b: if self.rank == 0 { null() } else { b.address() },
-            scale: self.scale,
+            a: if rank == 0 { null() } else { a.address() },
+            b: if rank == 0 { null() } else { b.address() },
             n: n.address_mut(),
         };
         let frame = frame(context, &[]);
@@ -419,12 +501,15 @@ fn threads_change_no_bit() {
         let mut floats = Floats(2);
         let (w, a, b) = (floats.take(203 * 67), floats.take(5 * 67), floats.take(203 * 5));
         let norm = Norm { out: 203, k: 67, rank: 5, layout: Layout::InOut, scale: 0.5, w, a, b };
+        let (x, a) = (floats.take(203 * 67), floats.take(5 * 67));
+        let dots = Dots { rows: 203, out: 5, k: 67, layout: Layout::OutIn, x, a };
         for set in runnable() {
             let alone = context(set, 1);
             for threads in [2, 3] {
                 let together = context(set, threads);
                 assert_eq!(bits(&case.run(&together)), bits(&case.run(&alone)));
                 assert_eq!(bits(&norm.run(&together)), bits(&norm.run(&alone)));
+                assert_eq!(bits(&dots.run(&together)), bits(&dots.run(&alone)));
             }
         }
     }

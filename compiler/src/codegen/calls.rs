@@ -1,7 +1,7 @@
 //! Calls of the runtime's kernels: a structure of the binary interface is filled on the stack and handed over.
 
 use super::emit::{Emit, POINTER, memory};
-use crate::plan::kernel::{Kernel, Linear, MatrixLayout, Pack, RowNorm};
+use crate::plan::kernel::{Dot, Kernel, Linear, Pack, RowNorm};
 use cranelift_codegen::ir::{FuncRef, InstBuilder, StackSlot, StackSlotData, StackSlotKind, Value};
 use engraft_ir::Dim;
 use engraft_runtime::abi;
@@ -12,6 +12,8 @@ pub(super) const PACK: &str = "engraft_pack";
 /// See [`PACK`].
 pub(super) const LINEAR: &str = "engraft_linear";
 /// See [`PACK`].
+pub(super) const DOT: &str = "engraft_dot";
+/// See [`PACK`].
 pub(super) const ROW_NORM: &str = "engraft_row_norm";
 
 /// The runtime's entry point that computes a kernel, if it is one of the runtime's.
@@ -19,6 +21,7 @@ pub(super) fn entry_point(kernel: &Kernel) -> Option<&'static str> {
     match kernel {
         Kernel::Pack(_) => Some(PACK),
         Kernel::Linear(_) => Some(LINEAR),
+        Kernel::Dot(_) => Some(DOT),
         Kernel::RowNorm(_) => Some(ROW_NORM),
         Kernel::Loop(_) | Kernel::Row(_) | Kernel::Gather(_) => None,
     }
@@ -45,38 +48,27 @@ impl Emit<'_, '_> {
         self.set(fill, offset, value);
     }
 
-    fn set_matrix(&mut self, fill: &Fill, matrix: &MatrixLayout, [out, k, out_stride, k_stride]: [usize; 4]) {
-        self.set_dim(fill, out, &matrix.out);
-        self.set_dim(fill, k, &matrix.k);
-        self.set_dim(fill, out_stride, &matrix.out_stride);
-        self.set_dim(fill, k_stride, &matrix.k_stride);
-    }
-
     fn call_with(&mut self, entry: FuncRef, frame: Value, fill: &Fill) {
         let argument = self.b.ins().stack_addr(POINTER, fill.slot, 0);
         self.b.ins().call(entry, &[frame, argument]);
     }
 
-    /// Packs `w` into `panels`.
-    pub(super) fn call_pack(&mut self, entry: FuncRef, frame: Value, pack: &Pack, w: Value, panels: Value) {
+    /// Packs `w` into `packed`.
+    pub(super) fn call_pack(&mut self, entry: FuncRef, frame: Value, pack: &Pack, w: Value, packed: Value) {
         let fill = self.fill::<abi::Pack>();
         self.set_dim(&fill, offset_of!(abi::Pack, batch), &pack.batch);
-        self.set_matrix(
-            &fill,
-            &pack.matrix,
-            [
-                offset_of!(abi::Pack, out),
-                offset_of!(abi::Pack, k),
-                offset_of!(abi::Pack, out_stride),
-                offset_of!(abi::Pack, k_stride),
-            ],
-        );
+        self.set_dim(&fill, offset_of!(abi::Pack, out), &pack.matrix.out);
+        self.set_dim(&fill, offset_of!(abi::Pack, k), &pack.matrix.k);
+        self.set_dim(&fill, offset_of!(abi::Pack, out_stride), &pack.matrix.out_stride);
+        self.set_dim(&fill, offset_of!(abi::Pack, k_stride), &pack.matrix.k_stride);
         let matrix_elements = pack.matrix.out.clone() * &pack.matrix.k;
         self.set_dim(&fill, offset_of!(abi::Pack, w_batch_stride), &matrix_elements);
         self.set(&fill, offset_of!(abi::Pack, w), w);
         let scale = self.b.ins().f32const(pack.scale);
         self.set(&fill, offset_of!(abi::Pack, scale), scale);
-        self.set(&fill, offset_of!(abi::Pack, panels), panels);
+        let packing = self.int(pack.packing as i64);
+        self.set(&fill, offset_of!(abi::Pack, packing), packing);
+        self.set(&fill, offset_of!(abi::Pack, packed), packed);
         self.call_with(entry, frame, &fill);
     }
 
@@ -121,7 +113,7 @@ impl Emit<'_, '_> {
         self.call_with(entry, frame, &fill);
     }
 
-    /// `panels::packed_len(out, k)`, exactly.
+    /// `Packing::Panels.len(out, k)`, exactly.
     fn panel_floats(&mut self, linear: &Linear) -> Value {
         const LANE: i64 = engraft_runtime::panels::LANE as i64;
         let (out, k) = (self.dim(&linear.out), self.dim(&linear.k));
@@ -130,7 +122,21 @@ impl Emit<'_, '_> {
         self.b.ins().imul(padded, k)
     }
 
-    /// Computes the norms of the rows of `W + s B A`.
+    /// Computes `h = x Aᵀ`.
+    pub(super) fn call_dot(&mut self, entry: FuncRef, frame: Value, dot: &Dot, [x, a]: [Value; 2], h: Value) {
+        let fill = self.fill::<abi::Dot>();
+        self.set_dim(&fill, offset_of!(abi::Dot, rows), &dot.rows);
+        self.set_dim(&fill, offset_of!(abi::Dot, k), &dot.k);
+        self.set_dim(&fill, offset_of!(abi::Dot, out), &dot.out);
+        let pointers =
+            [(x, offset_of!(abi::Dot, x)), (a, offset_of!(abi::Dot, a)), (h, offset_of!(abi::Dot, h))];
+        for (pointer, offset) in pointers {
+            self.set(&fill, offset, pointer);
+        }
+        self.call_with(entry, frame, &fill);
+    }
+
+    /// Computes the norms of the rows of `W + B A`.
     pub(super) fn call_row_norm(
         &mut self,
         entry: FuncRef,
@@ -140,19 +146,9 @@ impl Emit<'_, '_> {
         n: Value,
     ) {
         let fill = self.fill::<abi::RowNorm>();
-        self.set_matrix(
-            &fill,
-            &norm.matrix,
-            [
-                offset_of!(abi::RowNorm, out),
-                offset_of!(abi::RowNorm, k),
-                offset_of!(abi::RowNorm, out_stride),
-                offset_of!(abi::RowNorm, k_stride),
-            ],
-        );
+        self.set_dim(&fill, offset_of!(abi::RowNorm, out), &norm.out);
+        self.set_dim(&fill, offset_of!(abi::RowNorm, k), &norm.k);
         self.set_dim(&fill, offset_of!(abi::RowNorm, rank), &norm.rank);
-        let scale = self.b.ins().f32const(norm.scale);
-        self.set(&fill, offset_of!(abi::RowNorm, scale), scale);
         let pointers = [
             (w, offset_of!(abi::RowNorm, w)),
             (a, offset_of!(abi::RowNorm, a)),
@@ -173,13 +169,13 @@ impl Emit<'_, '_> {
 
 /// Every dim that a call of a runtime kernel needs.
 pub(super) fn dims(kernel: &Kernel) -> Vec<&Dim> {
-    fn matrix(m: &MatrixLayout) -> [&Dim; 4] {
-        [&m.out, &m.k, &m.out_stride, &m.k_stride]
-    }
     match kernel {
-        Kernel::Pack(pack) => matrix(&pack.matrix).into_iter().chain([&pack.batch]).collect(),
+        Kernel::Pack(Pack { batch, matrix: m, .. }) => {
+            vec![batch, &m.out, &m.k, &m.out_stride, &m.k_stride]
+        }
         Kernel::Linear(l) => [&l.batch, &l.rows, &l.k, &l.out].into_iter().chain(l.rank.as_ref()).collect(),
-        Kernel::RowNorm(norm) => matrix(&norm.matrix).into_iter().chain([&norm.rank]).collect(),
+        Kernel::Dot(dot) => vec![&dot.rows, &dot.k, &dot.out],
+        Kernel::RowNorm(norm) => vec![&norm.out, &norm.k, &norm.rank],
         Kernel::Loop(_) | Kernel::Row(_) | Kernel::Gather(_) => Vec::new(),
     }
 }

@@ -205,7 +205,7 @@ impl<'a, M: Module> Codegen<'a, M> {
                     Ok(())
                 })
             }
-            Kernel::Pack(_) | Kernel::Linear(_) | Kernel::RowNorm(_) => {
+            Kernel::Pack(_) | Kernel::Linear(_) | Kernel::Dot(_) | Kernel::RowNorm(_) => {
                 unreachable!("the runtime's kernels are called, not emitted")
             }
         }?;

@@ -115,6 +115,7 @@ impl<'a, M: Module> Codegen<'a, M> {
                 });
                 e.call_linear(callee, frame, linear, &reads, write, epilogue);
             }
+            Kernel::Dot(dot) => e.call_dot(callee, frame, dot, [reads[0], reads[1]], write),
             Kernel::RowNorm(norm) => {
                 e.call_row_norm(callee, frame, norm, [reads[0], reads[1], reads[2]], write);
             }

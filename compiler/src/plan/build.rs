@@ -2,7 +2,7 @@
 //! `storage.rs`; which elementwise nodes share a loop is decided before, in `fuse.rs`.
 
 use super::fuse::{Fusion, LoopBuilder, collapse_to_rows};
-use super::kernel::{Gather, Kernel, Linear, Loop, MatrixLayout, Pack, Row, RowNorm, RowOp};
+use super::kernel::{Dot, Gather, Kernel, Linear, Loop, MatrixLayout, Pack, Packing, Row, RowNorm, RowOp};
 use super::storage::Draft;
 use super::{BufferId, Plan, PlanError, stage_index};
 use engraft_ir::ops::{self, EpsilonAt};
@@ -222,23 +222,23 @@ impl Planner<'_> {
         }
     }
 
-    /// Panels of a buffer's matrices, packed when the buffer is known.
+    /// A buffer's matrices, packed when the buffer is known.
     fn packed(&mut self, source: BufferId, name: &str, pack: Pack, stage: Stage) -> BufferId {
-        if let Some((_, _, panels)) = self.packs.iter().find(|(s, p, _)| *s == source && *p == pack) {
-            return *panels;
+        if let Some((_, _, packed)) = self.packs.iter().find(|(s, p, _)| *s == source && *p == pack) {
+            return *packed;
         }
-        let panels = self.scratch(&format!("{name}.panels"), Shape::new(vec![pack.floats()]), stage);
-        let step_name = format!("{name}.panels");
-        self.draft.step(stage, step_name, Kernel::Pack(pack.clone()), vec![source], panels);
-        self.packs.push((source, pack, panels));
-        panels
+        let name = format!("{name}.{}", pack.packing);
+        let packed = self.scratch(&name, Shape::new(vec![pack.floats()]), stage);
+        self.draft.step(stage, name, Kernel::Pack(pack.clone()), vec![source], packed);
+        self.packs.push((source, pack, packed));
+        packed
     }
 
-    /// Panels of the weight that a node holds.
-    fn packed_weight(&mut self, id: NodeId, scale: f64) -> BufferId {
+    /// The weight that a node holds, packed.
+    fn packed_weight(&mut self, id: NodeId, packing: Packing, scale: f64) -> BufferId {
         let (source, matrix) = self.matrix(id);
         let (name, stage) = (self.name(source).to_owned(), self.stage(source));
-        let pack = Pack { batch: Dim::fixed(1), matrix, scale: scale as f32 };
+        let pack = Pack { batch: Dim::fixed(1), matrix, scale: scale as f32, packing };
         self.packed(self.value(source), &name, pack, stage)
     }
 
@@ -298,11 +298,11 @@ impl Planner<'_> {
             bias: parts.bias.is_some(),
             epilogue: None,
         };
-        let mut reads = vec![self.value(parts.x), self.packed_weight(parts.weight, 1.0)];
+        let mut reads = vec![self.value(parts.x), self.packed_weight(parts.weight, Packing::Panels, 1.0)];
         if let Some((a, b, scale)) = parts.low_rank {
             let rank = self.shape(a)[0].clone();
             reads.push(self.hidden(at, id, parts.x, a));
-            reads.push(self.packed_weight(b, scale));
+            reads.push(self.packed_weight(b, Packing::Panels, scale));
             kernel.rank = Some(rank);
         }
         reads.extend(parts.gain.map(|gain| self.value(gain)));
@@ -315,11 +315,11 @@ impl Planner<'_> {
     /// `h = x Aᵀ`, `[rows, r]`.
     fn hidden(&mut self, at: NodeId, id: NodeId, x: NodeId, a: NodeId) -> BufferId {
         let (rows, rank, k) = (self.rows(x), self.shape(a)[0].clone(), self.shape(a)[1].clone());
-        let panels = self.packed_weight(a, 1.0);
+        let packed = self.packed_weight(a, Packing::Rows, 1.0);
         let name = format!("{}.hidden", self.name(id));
         let hidden = self.scratch(&name, Shape::new(vec![rows.clone(), rank.clone()]), self.stage(id));
-        let reads = vec![self.value(x), panels];
-        self.step(at, Kernel::Linear(plain_linear(Dim::fixed(1), rows, k, rank)), reads, hidden);
+        let reads = vec![self.value(x), packed];
+        self.step(at, Kernel::Dot(Dot { rows, k, out: rank }), reads, hidden);
         hidden
     }
 
@@ -359,7 +359,7 @@ impl Planner<'_> {
     fn lora_apply(&mut self, id: NodeId, op: ops::LoraApply) -> BufferId {
         let (x, a, b) = (self.operand(id, ops::LoraApply::X), self.operand(id, 1), self.operand(id, 2));
         let hidden = self.hidden(id, id, x, a);
-        let panels = self.packed_weight(b, op.scale);
+        let panels = self.packed_weight(b, Packing::Panels, op.scale);
         let (rank, out) = (self.shape(a)[0].clone(), self.shape(b)[0].clone());
         let kernel = plain_linear(Dim::fixed(1), self.rows(x), rank, out);
         let write = self.result(id);
@@ -377,7 +377,7 @@ impl Planner<'_> {
             out_stride: Dim::fixed(1),
             k_stride: inputs.clone(),
         };
-        let pack = Pack { batch: Dim::fixed(1), matrix, scale: op.scale as f32 };
+        let pack = Pack { batch: Dim::fixed(1), matrix, scale: op.scale as f32, packing: Packing::Panels };
         let name = self.name(a).to_owned();
         let panels = self.packed(self.value(a), &name, pack, self.stage(a));
         let kernel = plain_linear(Dim::fixed(1), self.shape(b)[0].clone(), rank, inputs);
@@ -387,11 +387,17 @@ impl Planner<'_> {
     }
 
     fn lora_norm(&mut self, id: NodeId, op: ops::LoraNorm) -> BufferId {
-        let (source, matrix) = self.matrix(self.operand(id, ops::LoraNorm::WEIGHT));
+        let weight = self.operand(id, ops::LoraNorm::WEIGHT);
         let (a, b) = (self.operand(id, ops::LoraNorm::A), self.operand(id, ops::LoraNorm::B));
-        let kernel = RowNorm { matrix, rank: self.shape(a)[0].clone(), scale: op.scale as f32 };
+        let [out, k] = [0, 1].map(|axis| self.shape(weight)[axis].clone());
+        let kernel = RowNorm { out, k, rank: self.shape(a)[0].clone() };
+        // As the layer reads them: its panels serve the norm, too.
+        let reads = vec![
+            self.packed_weight(weight, Packing::Panels, 1.0),
+            self.packed_weight(a, Packing::Rows, 1.0),
+            self.packed_weight(b, Packing::Panels, op.scale),
+        ];
         let write = self.result(id);
-        let reads = vec![self.value(source), self.value(a), self.value(b)];
         self.step(id, Kernel::RowNorm(kernel), reads, write);
         write
     }
@@ -407,7 +413,7 @@ impl Planner<'_> {
         let (batch, rows) = if batched_weight { (lead, m) } else { (Dim::fixed(1), lead * m) };
         let matrix =
             MatrixLayout { out: n.clone(), k: k.clone(), out_stride: Dim::fixed(1), k_stride: n.clone() };
-        let pack = Pack { batch: batch.clone(), matrix, scale: 1.0 };
+        let pack = Pack { batch: batch.clone(), matrix, scale: 1.0, packing: Packing::Panels };
         let (name, stage) = (self.name(b).to_owned(), self.stage(b));
         let panels = self.packed(self.value(b), &name, pack, stage);
         let mut kernel = Linear { batched_weight, ..plain_linear(batch, rows, k, n) };

@@ -135,7 +135,7 @@ fn is_packed_transpose(graph: &Graph, id: NodeId) -> bool {
         Op::Dense(_) => slot == 1,
         Op::Lora(_) | Op::Dora(_) | Op::OutputDora(_) => (1..=3).contains(&slot),
         Op::LoraApply(_) => slot >= 1,
-        Op::LoraNorm(_) => slot == 0,
+        Op::LoraNorm(_) => true,
         _ => false,
     };
     let source_is_materialised = || {

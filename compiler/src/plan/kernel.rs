@@ -1,9 +1,10 @@
-//! The kernels a plan is made of. Few, each covering many ops: `Pack`, `Linear` and `RowNorm` are the runtime's;
+//! The kernels a plan is made of. Few, each covering many ops: `Pack`, `Linear`, `Dot` and `RowNorm` are the runtime's;
 //! `Loop`, `Row` and `Gather` are emitted as code. A kernel says everything but where its buffers are, so equal kernels
 //! share one piece of code.
 
 use engraft_ir::ops::{Binary, Reduction, Unary};
 use engraft_ir::{DType, Dim};
+pub use engraft_runtime::abi::Packing;
 
 /// What a step does.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,7 +14,9 @@ pub enum Kernel {
     /// See [`Linear`]. Reads: x, panels of W, then, as they are present, h and panels of B, gain, bias, and what the
     /// epilogue reads.
     Linear(Linear),
-    /// See [`RowNorm`]. Reads: W, A, B.
+    /// See [`Dot`]. Reads: x, A as rows.
+    Dot(Dot),
+    /// See [`RowNorm`]. Reads: panels of W, A as rows, panels of B.
     RowNorm(RowNorm),
     /// See [`Loop`]. Reads: one buffer per access.
     Loop(Loop),
@@ -36,7 +39,7 @@ pub struct MatrixLayout {
     pub k_stride: Dim,
 }
 
-/// Packs `batch` matrices into panels, `scale` multiplied in.
+/// Packs `batch` matrices, `scale` multiplied in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pack {
     /// How many matrices, `out * k` elements apart.
@@ -45,17 +48,24 @@ pub struct Pack {
     pub matrix: MatrixLayout,
     /// What every element is multiplied by.
     pub scale: f32,
+    /// Into which form.
+    pub packing: Packing,
 }
 
 impl Pack {
-    /// The floats that the panels take: the outputs rounded up to whole lanes; an upper bound where they are symbolic.
+    /// The floats that it takes: one extent is rounded up to whole lanes; an upper bound where that is symbolic.
     pub fn floats(&self) -> Dim {
         const LANE: u64 = engraft_runtime::panels::LANE as u64;
-        let padded = match self.matrix.out.as_fixed() {
-            Some(out) => Dim::fixed(out.div_ceil(LANE).saturating_mul(LANE)),
-            None => self.matrix.out.clone() + (LANE - 1),
+        let MatrixLayout { out, k, .. } = &self.matrix;
+        let (rounded, other) = match self.packing {
+            Packing::Panels => (out, k),
+            Packing::Rows => (k, out),
         };
-        padded * &self.matrix.k * &self.batch
+        let rounded = match rounded.as_fixed() {
+            Some(extent) => Dim::fixed(extent.div_ceil(LANE).saturating_mul(LANE)),
+            None => rounded.clone() + (LANE - 1),
+        };
+        rounded * other * &self.batch
     }
 }
 
@@ -82,15 +92,26 @@ pub struct Linear {
     pub epilogue: Option<Loop>,
 }
 
-/// `n_j = ‖W_j + scale (B A)_j‖₂`.
+/// `h = x Aᵀ` for outputs as few as a rank: x `[rows, k]`, h `[rows, out]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dot {
+    /// Rows of x and h.
+    pub rows: Dim,
+    /// Columns of x.
+    pub k: Dim,
+    /// Columns of h.
+    pub out: Dim,
+}
+
+/// `n_j = ‖W_j + (B A)_j‖₂`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowNorm {
-    /// W.
-    pub matrix: MatrixLayout,
+    /// Rows of W and B.
+    pub out: Dim,
+    /// Columns of W and A.
+    pub k: Dim,
     /// Rows of A, columns of B.
     pub rank: Dim,
-    /// s.
-    pub scale: f32,
 }
 
 /// How a loop walks a buffer: element `(i₀, i₁, ..)` of the space at `offset + Σ iₐ strides[a]`.
@@ -195,6 +216,7 @@ impl Kernel {
         match self {
             Self::Pack(_) => "pack",
             Self::Linear(_) => "linear",
+            Self::Dot(_) => "dot",
             Self::RowNorm(_) => "row_norm",
             Self::Loop(_) => "loop",
             Self::Row(row) => match row.op {

@@ -60,10 +60,11 @@ impl fmt::Display for Kernel {
         f.write_str(self.name())?;
         match self {
             Self::Pack(pack) => {
-                write!(f, "[batch {}, {}, scale {}]", pack.batch, pack.matrix, pack.scale)
+                write!(f, "[{}, batch {}, {}, scale {}]", pack.packing, pack.batch, pack.matrix, pack.scale)
             }
             Self::Linear(linear) => write!(f, "[{linear}]"),
-            Self::RowNorm(norm) => write!(f, "[{}, rank {}, scale {}]", norm.matrix, norm.rank, norm.scale),
+            Self::Dot(dot) => write!(f, "[rows {}, k {}, out {}]", dot.rows, dot.k, dot.out),
+            Self::RowNorm(norm) => write!(f, "[out {}, k {}, rank {}]", norm.out, norm.k, norm.rank),
             Self::Loop(body) => write!(f, "[{body}]"),
             Self::Row(row) => {
                 write!(f, "[outer {}, n {}, inner {}", row.outer, row.n, row.inner)?;

@@ -1,19 +1,27 @@
-//! Kernels for x86-64 with AVX2 and FMA: a lane is two registers of the sixteen, so a full tile is one lane wide.
+//! Kernels for x86-64 with AVX2 and FMA: a lane is two registers of the sixteen, so a tile of six rows is one lane wide.
 
 use core::arch::x86_64::{
-    __m256, _MM_HINT_T0, _mm_prefetch, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_mul_ps,
-    _mm256_set1_ps, _mm256_storeu_ps,
+    __m256, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehdup_ps, _mm_movehl_ps,
+    _mm_prefetch, _mm256_add_ps, _mm256_castps256_ps128, _mm256_cvtps_pd, _mm256_extractf128_ps,
+    _mm256_fmadd_pd, _mm256_fmadd_ps, _mm256_loadu_pd, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps,
+    _mm256_storeu_pd, _mm256_storeu_ps,
 };
 
-use super::{Block, KernelSet, Kernels, Lanes, NormBlock, norm, tile};
+use super::{Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, dot, norm, tile};
 use crate::panels::LANE;
 
-pub(super) static KERNELS: Kernels = Kernels { set: KernelSet::Avx2, product, row_norm };
+pub(super) static KERNELS: Kernels = Kernels { set: KernelSet::Avx2, product, dot, row_norm };
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn product(block: &Block) {
     // SAFETY: the block is the caller's promise, the instructions this function's.
     unsafe { tile::product::<Ymm>(block) }
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn dot(block: &DotBlock) {
+    // SAFETY: the block is the caller's promise, the instructions this function's.
+    unsafe { dot::dot::<Ymm>(block) }
 }
 
 #[target_feature(enable = "avx2,fma")]
@@ -28,14 +36,7 @@ struct Ymm(__m256, __m256);
 // Every block below has one reason: the CPU has AVX2 and FMA and the pointers are good for the floats that the method
 // names, as its caller promises.
 impl Lanes for Ymm {
-    #[inline(always)]
-    fn tile_lanes(rows: usize) -> usize {
-        match rows {
-            1 => 4,
-            2 => 2,
-            _ => 1,
-        }
-    }
+    const ACCUMULATORS: usize = 6;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Ymm {
@@ -104,8 +105,39 @@ impl Lanes for Ymm {
     }
 
     #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: as above.
+        unsafe {
+            let eight = _mm256_add_ps(self.0, self.1);
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_squares(self, to: &mut [f64; LANE]) {
+        // SAFETY: as above.
+        unsafe {
+            for (half, at) in [(self.0, to.as_mut_ptr()), (self.1, to.as_mut_ptr().add(LANE / 2))] {
+                let quarters = [_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half)];
+                for (quarter, at) in quarters.into_iter().zip([at, at.add(LANE / 4)]) {
+                    let wide = _mm256_cvtps_pd(quarter);
+                    _mm256_storeu_pd(at, _mm256_fmadd_pd(wide, wide, _mm256_loadu_pd(at)));
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn prefetch(from: *const f32) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch_far(from: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
     }
 }

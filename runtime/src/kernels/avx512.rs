@@ -1,18 +1,29 @@
 //! Kernels for x86-64 with AVX-512F: a lane is one register, a full tile 24 of the 32.
 
 use core::arch::x86_64::{
-    __m512, _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_storeu_ps,
+    __m256, __m512, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehdup_ps,
+    _mm_movehl_ps, _mm_prefetch, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps256_ps128,
+    _mm256_extractf128_ps, _mm512_add_ps, _mm512_castps_pd, _mm512_castps512_ps256, _mm512_cvtps_pd,
+    _mm512_extractf64x4_pd, _mm512_fmadd_pd, _mm512_fmadd_ps, _mm512_loadu_pd, _mm512_loadu_ps,
+    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_storeu_pd,
+    _mm512_storeu_ps,
 };
 
-use super::{Block, KernelSet, Kernels, Lanes, NormBlock, norm, tile};
+use super::{Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, dot, norm, tile};
+use crate::panels::LANE;
 
-pub(super) static KERNELS: Kernels = Kernels { set: KernelSet::Avx512, product, row_norm };
+pub(super) static KERNELS: Kernels = Kernels { set: KernelSet::Avx512, product, dot, row_norm };
 
 #[target_feature(enable = "avx512f")]
 unsafe fn product(block: &Block) {
     // SAFETY: the block is the caller's promise, the instructions this function's.
     unsafe { tile::product::<Zmm>(block) }
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn dot(block: &DotBlock) {
+    // SAFETY: the block is the caller's promise, the instructions this function's.
+    unsafe { dot::dot::<Zmm>(block) }
 }
 
 #[target_feature(enable = "avx512f")]
@@ -24,6 +35,17 @@ unsafe fn row_norm(block: &NormBlock) {
 #[derive(Clone, Copy)]
 struct Zmm(__m512);
 
+/// # Safety
+/// The CPU has AVX-512F.
+#[inline(always)]
+unsafe fn halves(lane: Zmm) -> (__m256, __m256) {
+    // SAFETY: the CPU has the instructions.
+    unsafe {
+        let high = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(lane.0));
+        (_mm512_castps512_ps256(lane.0), _mm256_castpd_ps(high))
+    }
+}
+
 /// The mask of the first `count <= 16` floats.
 #[inline(always)]
 fn first(count: usize) -> u16 {
@@ -33,10 +55,7 @@ fn first(count: usize) -> u16 {
 // Every block below has one reason: the CPU has AVX-512F and the pointers are good for the floats that the method names,
 // as its caller promises.
 impl Lanes for Zmm {
-    #[inline(always)]
-    fn tile_lanes(_: usize) -> usize {
-        4
-    }
+    const ACCUMULATORS: usize = 24;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Zmm {
@@ -87,8 +106,38 @@ impl Lanes for Zmm {
     }
 
     #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: as above.
+        unsafe {
+            let (low, high) = halves(self);
+            let eight = _mm256_add_ps(low, high);
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_squares(self, to: &mut [f64; LANE]) {
+        // SAFETY: as above.
+        unsafe {
+            let (low, high) = halves(self);
+            for (half, at) in [(low, to.as_mut_ptr()), (high, to.as_mut_ptr().add(LANE / 2))] {
+                let wide = _mm512_cvtps_pd(half);
+                _mm512_storeu_pd(at, _mm512_fmadd_pd(wide, wide, _mm512_loadu_pd(at)));
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn prefetch(from: *const f32) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch_far(from: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
     }
 }

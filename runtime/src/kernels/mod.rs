@@ -1,16 +1,17 @@
 //! The kernels: one table of functions for each instruction set, chosen at run time. What they compute and in which
-//! order is written once, in `tile` (products) and `norm` (row norms), over [`Lanes`]; an instruction set is an
-//! implementation of that trait. Kernels know nothing about batches, threads or frames.
+//! order is written once, in `tile` (products), `dot` (products with few outputs) and `norm` (row norms), over
+//! [`Lanes`]; an instruction set is an implementation of that trait. Kernels know nothing about batches, threads or
+//! frames.
 //!
-//! Every element of a product is summed in the order of its k, one term at a time, whichever kernel, tile or thread
-//! computes it. So a row's result depends on nothing but that row, and the kernels that fuse multiply and add agree to
-//! the last bit.
+//! Every element is summed in an order that only its k decides, whichever tile or thread computes it. So a row's result
+//! depends on nothing but that row, and the kernels that fuse multiply and add agree to the last bit.
 
 #![allow(
     clippy::inline_always,
     reason = "instructions are only used where everything is inlined into a function that has them"
 )]
 
+mod dot;
 mod norm;
 mod portable;
 mod tile;
@@ -22,15 +23,18 @@ mod avx512;
 
 use std::str::FromStr;
 
-pub(crate) use norm::{NORM_ROWS, NormBlock};
+use crate::panels::LANE;
+
+pub(crate) use dot::DotBlock;
+pub(crate) use norm::NormBlock;
 pub(crate) use tile::Block;
 
 /// Sixteen floats side by side, in whatever registers an instruction set has for them.
 ///
 /// All methods are `unsafe` for one reason beside their pointers: the CPU must have the instruction set.
 pub(crate) trait Lanes: Copy {
-    /// How many lanes wide a tile of so many rows is at most, so that its accumulators stay in registers.
-    fn tile_lanes(rows: usize) -> usize;
+    /// How many sums stay in registers beside what is added to them.
+    const ACCUMULATORS: usize;
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
@@ -42,8 +46,14 @@ pub(crate) trait Lanes: Copy {
     unsafe fn mul_add(self, by: Self, to: Self) -> Self;
     unsafe fn mul(self, by: Self) -> Self;
     unsafe fn add(self, to: Self) -> Self;
+    /// The sum of the lane, by halves: eight and eight, then four and four, and so on.
+    unsafe fn sum(self) -> f32;
+    /// Adds each float's square, which a 64-bit float holds exactly.
+    unsafe fn add_squares(self, to: &mut [f64; LANE]);
     /// Hints that the cache line at `from` is read soon; any address will do.
     unsafe fn prefetch(from: *const f32);
+    /// Hints that the cache line at `from` is read later: it is fetched into the second-level cache.
+    unsafe fn prefetch_far(from: *const u8);
 }
 
 /// The kernels of one instruction set.
@@ -51,6 +61,7 @@ pub(crate) trait Lanes: Copy {
 pub struct Kernels {
     set: KernelSet,
     pub(crate) product: unsafe fn(&Block),
+    pub(crate) dot: unsafe fn(&DotBlock),
     pub(crate) row_norm: unsafe fn(&NormBlock),
 }
 

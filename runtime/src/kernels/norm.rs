@@ -1,137 +1,107 @@
-//! Row norms of an adapted weight, `n_j = || W_j + scale * sum_k B_jk A_k ||_2`, for a block of rows.
+//! Row norms of an adapted weight, `n_j = || W_j + sum_k B_jk A_k ||_2`, for one panel of outputs.
 //!
-//! A tile of `W + scale * B A` is formed in registers and squared into sums of 64-bit floats: nothing is materialised,
-//! nothing cancels, and no square over- or underflows. The formula is the norm of DoRA's direction, equation 5 of the
-//! paper (<https://arxiv.org/abs/2402.09353>), per output row.
+//! A tile of `W + B A` is formed in registers, the outputs in lanes and a few inputs as its rows, and squared into sums of
+//! 64-bit floats: nothing is materialised, nothing cancels, and no square over- or underflows. The formula is the norm of
+//! DoRA's direction, equation 5 of the paper (<https://arxiv.org/abs/2402.09353>), per output row.
 
 use super::Lanes;
-use crate::panels::LANE;
+use super::tile::{Ahead, Factor, TILE_ROWS, accumulate};
+use crate::panels::{LANE, PANEL};
 
-/// Rows of a block: W is copied to a tile this high, which reads a `[in, out]` weight by whole cache lines.
-pub(crate) const NORM_ROWS: usize = 16;
-/// Lanes of a block: the width in inputs of the tile.
-const WIDTH: usize = 4;
-/// Rows whose sums are in registers together.
-const TILE_ROWS: usize = 4;
-
-/// Up to [`NORM_ROWS`] rows of the adapted weight.
+/// One panel of the adapted weight.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NormBlock {
-    pub(crate) rows: usize,
     pub(crate) k: usize,
     pub(crate) rank: usize,
+    /// The panel's padded width, a multiple of `LANE` and at most `PANEL`.
+    pub(crate) width: usize,
+    /// Its outputs, more than `width - LANE`.
+    pub(crate) columns: usize,
+    /// The panel of W, `[k, width]`.
     pub(crate) w: *const f32,
-    pub(crate) out_stride: usize,
-    pub(crate) k_stride: usize,
-    /// `[rank, k]`.
+    /// `[rank, k]` with rows `a_stride` apart.
     pub(crate) a: *const f32,
-    /// `[rows, rank]`.
+    pub(crate) a_stride: usize,
+    /// The panel of B, `[rank, width]`.
     pub(crate) b: *const f32,
-    pub(crate) scale: f32,
-    /// `[rows]`.
+    /// `[columns]`.
     pub(crate) n: *mut f32,
 }
 
-/// A tile of W; what lies outside the weight is zero and so adds nothing to a norm.
-type WeightTile = [[f32; WIDTH * LANE]; NORM_ROWS];
+/// The sums of squares of a panel's outputs.
+type Squares = [[f64; LANE]; PANEL / LANE];
 
 /// Computes a block.
 ///
 /// # Safety
 /// The CPU has the instructions of `L`, and the block's pointers are valid for the extents it gives.
 #[inline(always)]
-#[allow(clippy::needless_range_loop)] // plain ranges unroll into registers
 pub(super) unsafe fn row_norm<L: Lanes>(block: &NormBlock) {
-    let mut squares = [[0.0_f64; LANE]; NORM_ROWS];
-    for first in (0..block.k).step_by(WIDTH * LANE) {
-        let count = (block.k - first).min(WIDTH * LANE);
-        let mut weight: WeightTile = [[0.0; WIDTH * LANE]; NORM_ROWS];
-        // SAFETY: `first..first + count` are inputs of the block, and rows stay below `block.rows`, since a tile of rows
-        // is cut to those that remain.
-        unsafe {
-            copy(block, first, count, &mut weight);
-            for row in (0..block.rows).step_by(TILE_ROWS) {
-                if block.rank > 0 {
-                    if block.rows - row >= TILE_ROWS {
-                        adapt::<L, TILE_ROWS>(block, row, first, count, &mut weight);
-                    } else {
-                        for row in row..block.rows {
-                            adapt::<L, 1>(block, row, first, count, &mut weight);
-                        }
-                    }
-                }
-            }
-        }
-        for row in 0..NORM_ROWS {
-            for v in 0..WIDTH {
-                for lane in 0..LANE {
-                    let value = f64::from(weight[row][v * LANE + lane]);
-                    squares[row][lane] += value * value;
-                }
+    let mut squares: Squares = [[0.0; LANE]; PANEL / LANE];
+    // SAFETY: lanes lie inside the panel's width.
+    unsafe {
+        // Sums that don't fit into registers would be slower than a lane at a time.
+        if block.width == PANEL && L::ACCUMULATORS >= TILE_ROWS * PANEL / LANE {
+            all_inputs::<L, { PANEL / LANE }>(block, 0, &mut squares);
+        } else {
+            for lane in 0..block.width / LANE {
+                all_inputs::<L, 1>(block, lane, &mut squares);
             }
         }
     }
-    for row in 0..block.rows {
-        let norm = squares[row].iter().sum::<f64>().sqrt();
-        // SAFETY: `row` is one of the block's rows.
-        unsafe { *block.n.add(row) = norm as f32 };
+    for (column, square) in squares.iter().flatten().enumerate().take(block.columns) {
+        // SAFETY: `column` is one of the block's.
+        unsafe { *block.n.add(column) = square.sqrt() as f32 };
     }
 }
 
-/// Copies a tile of W, along whichever of its axes is contiguous.
+/// The inputs in tiles: `WIDTH` lanes from `lane`.
 #[inline(always)]
-unsafe fn copy(block: &NormBlock, first: usize, count: usize, tile: &mut WeightTile) {
-    // SAFETY: row < rows and first + p < k, so the element is one of W.
-    let element =
-        |row: usize, p: usize| unsafe { *block.w.add(row * block.out_stride + (first + p) * block.k_stride) };
-    if block.k_stride == 1 {
-        for (row, tile) in tile.iter_mut().enumerate().take(block.rows) {
-            for (p, value) in tile.iter_mut().enumerate().take(count) {
-                *value = element(row, p);
-            }
-        }
-    } else {
-        for p in 0..count {
-            for (row, tile) in tile.iter_mut().enumerate().take(block.rows) {
-                tile[p] = element(row, p);
-            }
+unsafe fn all_inputs<L: Lanes, const WIDTH: usize>(block: &NormBlock, lane: usize, squares: &mut Squares) {
+    let high = TILE_ROWS.min(L::ACCUMULATORS / WIDTH);
+    let mut input = 0;
+    // SAFETY: inputs stay below `block.k`.
+    unsafe {
+        while input < block.k {
+            input += match high.min(block.k - input) {
+                8 => tile::<L, 8, WIDTH>(block, input, lane, squares),
+                4.. => tile::<L, 4, WIDTH>(block, input, lane, squares),
+                _ => tile::<L, 1, WIDTH>(block, input, lane, squares),
+            };
         }
     }
 }
 
-/// Adds `scale * B A` to `ROWS` rows of the tile.
+/// One tile: `INPUTS` inputs by `WIDTH` lanes of outputs; returns `INPUTS`.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // plain ranges unroll into registers
-unsafe fn adapt<L: Lanes, const ROWS: usize>(
+unsafe fn tile<L: Lanes, const INPUTS: usize, const WIDTH: usize>(
     block: &NormBlock,
-    row: usize,
-    first: usize,
-    count: usize,
-    weight: &mut WeightTile,
-) {
-    // SAFETY: rows `row..row + ROWS` and inputs `first..first + count` are the block's; a lane of A is cut to the inputs
-    // that remain, and the lanes of the tile lie inside it.
+    input: usize,
+    lane: usize,
+    squares: &mut Squares,
+) -> usize {
+    // SAFETY: the tile lies inside the panel.
     unsafe {
-        let mut sums = [[L::splat(0.0); WIDTH]; ROWS];
-        for step in 0..block.rank {
-            let a = block.a.add(step * block.k + first);
+        let w = block.w.add(input * block.width + lane * LANE);
+        let mut sums = [[L::splat(0.0); WIDTH]; INPUTS];
+        for p in 0..INPUTS {
             for v in 0..WIDTH {
-                let lane = match count.saturating_sub(v * LANE) {
-                    0 => break,
-                    rest => L::load_first(a.add(v * LANE), rest.min(LANE)),
-                };
-                for r in 0..ROWS {
-                    let b = L::splat(*block.b.add((row + r) * block.rank + step));
-                    sums[r][v] = b.mul_add(lane, sums[r][v]);
-                }
+                // The panel is read once: what is needed soon is fetched while the tile is summed.
+                L::prefetch(w.wrapping_add((2 * TILE_ROWS + p) * block.width + v * LANE));
             }
         }
-        let scale = L::splat(block.scale);
-        for r in 0..ROWS {
-            for v in 0..WIDTH {
-                let at = weight[row + r].as_mut_ptr().add(v * LANE);
-                scale.mul_add(sums[r][v], L::load(at)).store(at);
+        if block.rank > 0 {
+            let a = Factor { at: block.a.add(input), row_stride: 1, step_stride: block.a_stride };
+            let b = block.b.add(lane * LANE);
+            accumulate(&mut sums, a, b, block.width, block.rank, Ahead::nothing(b));
+        }
+        for v in 0..WIDTH {
+            for p in 0..INPUTS {
+                let adapted = sums[p][v].add(L::load(w.add(p * block.width + v * LANE)));
+                adapted.add_squares(&mut squares[lane + v]);
             }
         }
     }
+    INPUTS
 }

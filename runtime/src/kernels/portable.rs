@@ -1,13 +1,18 @@
 //! Kernels in plain Rust, which the compiler turns into whatever vectors the target has.
 
-use super::{Block, KernelSet, Kernels, Lanes, NormBlock, norm, tile};
+use super::{Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, dot, norm, tile};
 use crate::panels::LANE;
 
-pub(super) static KERNELS: Kernels = Kernels { set: KernelSet::Portable, product, row_norm };
+pub(super) static KERNELS: Kernels = Kernels { set: KernelSet::Portable, product, dot, row_norm };
 
 unsafe fn product(block: &Block) {
     // SAFETY: the block is the caller's promise; plain Rust runs on any CPU.
     unsafe { tile::product::<Floats>(block) }
+}
+
+unsafe fn dot(block: &DotBlock) {
+    // SAFETY: the block is the caller's promise; plain Rust runs on any CPU.
+    unsafe { dot::dot::<Floats>(block) }
 }
 
 unsafe fn row_norm(block: &NormBlock) {
@@ -30,11 +35,8 @@ impl Floats {
 }
 
 impl Lanes for Floats {
-    #[inline(always)]
-    fn tile_lanes(rows: usize) -> usize {
-        // For sixteen registers of four floats, as SSE2 and NEON have at least.
-        if rows == 1 { 2 } else { 1 }
-    }
+    /// For sixteen registers of four floats, as SSE2 and NEON have at least.
+    const ACCUMULATORS: usize = 3;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Floats {
@@ -92,5 +94,28 @@ impl Lanes for Floats {
     }
 
     #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        let mut parts = self.0;
+        let mut half = LANE / 2;
+        while half > 0 {
+            for i in 0..half {
+                parts[i] += parts[i + half];
+            }
+            half /= 2;
+        }
+        parts[0]
+    }
+
+    #[inline(always)]
+    unsafe fn add_squares(self, to: &mut [f64; LANE]) {
+        for (sum, value) in to.iter_mut().zip(self.0) {
+            *sum += f64::from(value) * f64::from(value);
+        }
+    }
+
+    #[inline(always)]
     unsafe fn prefetch(_: *const f32) {}
+
+    #[inline(always)]
+    unsafe fn prefetch_far(_: *const u8) {}
 }

@@ -1,20 +1,20 @@
 //! Products, a tile at a time: `y = gain * (x W^T + h B^T) + bias` for a block of rows and one panel of outputs.
 //!
-//! A tile of up to [`TILE_ROWS`] rows by up to four lanes is summed in registers. The low-rank part is `rank` more steps
-//! of the same sum; gain and bias are applied before the tile leaves its registers. K is taken in blocks of [`K_BLOCK`],
-//! between which the sums rest in y: the same additions in the same order, but the panel's block stays in cache while
-//! all rows pass over it.
+//! A tile of a few rows by a few lanes is summed in registers. The low-rank part is `rank` more steps of the same sum;
+//! gain and bias are applied before the tile leaves its registers. K is taken in blocks of [`K_BLOCK`], between which the
+//! sums rest in y: the same additions in the same order, but the panel's block stays in cache while all rows pass over
+//! it, and while they do, the block that comes next is fetched.
 //!
 //! Everything here is inlined into one function for each instruction set, which is what lets it use the instructions.
 
 use super::Lanes;
-use crate::panels::LANE;
+use crate::panels::{LANE, PANEL};
 
-/// Rows of a full tile: with four lanes of AVX-512, 24 of its 32 registers are sums.
-const TILE_ROWS: usize = 6;
-/// Inputs per block: 64 outputs by 1024 inputs are 256 KiB, 6 rows of x are 24 KiB.
+/// Rows of the highest tile. With the three lanes of a panel, 24 of AVX-512's 32 registers are sums.
+pub(crate) const TILE_ROWS: usize = 8;
+/// Inputs per block: a panel's are 192 KiB, 128 rows of x are 512 KiB, and both stay in a second-level cache of 1 MiB.
 const K_BLOCK: usize = 1024;
-/// How many steps of k ahead of its use a line of the panel is fetched.
+/// How many steps of k ahead of its use a line of the panel is fetched into the first-level cache.
 const PREFETCH_STEPS: usize = 16;
 
 /// A block of rows of a product, over one panel.
@@ -53,6 +53,36 @@ struct Steps {
     last: bool,
 }
 
+/// Where the tile's rows and lanes begin in the block, and what it fetches for later.
+#[derive(Clone, Copy)]
+struct Place {
+    row: usize,
+    column: usize,
+    ahead: Ahead,
+}
+
+/// What to fetch into the second-level cache at each step: a line at `from + step * bytes`.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    from: *const u8,
+    bytes: usize,
+}
+
+impl Ahead {
+    /// Nothing new: the same line again and again, which is as good as free.
+    pub(super) const fn nothing(from: *const f32) -> Ahead {
+        Ahead { from: from.cast(), bytes: 0 }
+    }
+}
+
+/// A matrix of which a tile's rows and steps are taken: element `(row, step)` at `at[row * row_stride + step * step_stride]`.
+#[derive(Clone, Copy)]
+pub(super) struct Factor {
+    pub(super) at: *const f32,
+    pub(super) row_stride: usize,
+    pub(super) step_stride: usize,
+}
+
 /// Computes a block.
 ///
 /// # Safety
@@ -72,53 +102,65 @@ pub(super) unsafe fn product<L: Lanes>(block: &Block) {
     }
 }
 
+/// The rows in as few tiles as can hold them, all about as high: a low tile takes hardly less time than a high one.
 #[inline(always)]
 unsafe fn all_rows<L: Lanes>(block: &Block, steps: Steps) {
-    let mut row = 0;
-    // SAFETY: `row` and the rows of the tile stay below `block.rows`.
-    unsafe {
-        while row + TILE_ROWS <= block.rows {
-            all_lanes::<L, TILE_ROWS>(block, row, steps);
-            row += TILE_ROWS;
-        }
-        match block.rows - row {
-            5 => all_lanes::<L, 5>(block, row, steps),
-            4 => all_lanes::<L, 4>(block, row, steps),
-            3 => all_lanes::<L, 3>(block, row, steps),
-            2 => all_lanes::<L, 2>(block, row, steps),
-            1 => all_lanes::<L, 1>(block, row, steps),
-            _ => {}
+    let tiles = block.rows.div_ceil(TILE_ROWS.min(L::ACCUMULATORS));
+    for tile in 0..tiles {
+        let (row, end) = (tile * block.rows / tiles, (tile + 1) * block.rows / tiles);
+        let ahead = next_block(block, steps, tile, tiles);
+        // SAFETY: rows `row..end` are the block's, and no more of them than a tile is high.
+        unsafe {
+            match end - row {
+                8 => all_lanes::<L, 8>(block, row, steps, ahead),
+                7 => all_lanes::<L, 7>(block, row, steps, ahead),
+                6 => all_lanes::<L, 6>(block, row, steps, ahead),
+                5 => all_lanes::<L, 5>(block, row, steps, ahead),
+                4 => all_lanes::<L, 4>(block, row, steps, ahead),
+                3 => all_lanes::<L, 3>(block, row, steps, ahead),
+                2 => all_lanes::<L, 2>(block, row, steps, ahead),
+                _ => all_lanes::<L, 1>(block, row, steps, ahead),
+            }
         }
     }
 }
 
+/// Each tile fetches its share of what follows the panel's block in memory: the next block, or the next panel. A single
+/// tile has no time to spare for that; it is as fast as memory already.
 #[inline(always)]
-unsafe fn all_lanes<L: Lanes, const ROWS: usize>(block: &Block, row: usize, steps: Steps) {
+fn next_block(block: &Block, steps: Steps, tile: usize, tiles: usize) -> Ahead {
+    let (from, floats) = (block.w.wrapping_add(steps.first * block.width), steps.count * block.width);
+    if tiles == 1 || steps.count == 0 {
+        return Ahead::nothing(from);
+    }
+    let from = from.wrapping_add(floats + tile * floats / tiles);
+    Ahead { from: from.cast(), bytes: floats * size_of::<f32>() / tiles / steps.count }
+}
+
+#[inline(always)]
+unsafe fn all_lanes<L: Lanes, const ROWS: usize>(block: &Block, row: usize, steps: Steps, ahead: Ahead) {
+    const LANES: usize = PANEL / LANE;
     let mut column = 0;
     while column < block.width {
-        let lanes = ((block.width - column) / LANE).min(L::tile_lanes(ROWS));
+        let lanes = ((block.width - column) / LANE).min((L::ACCUMULATORS / ROWS).clamp(1, LANES));
+        let place = Place { row, column, ahead };
         // SAFETY: `column` and the lanes of the tile stay within `block.width`.
         unsafe {
             match lanes {
-                4 => tile::<L, ROWS, 4>(block, row, column, steps),
-                3 => tile::<L, ROWS, 3>(block, row, column, steps),
-                2 => tile::<L, ROWS, 2>(block, row, column, steps),
-                _ => tile::<L, ROWS, 1>(block, row, column, steps),
+                3 => tile::<L, ROWS, 3>(block, place, steps),
+                2 => tile::<L, ROWS, 2>(block, place, steps),
+                _ => tile::<L, ROWS, 1>(block, place, steps),
             }
         }
         column += lanes.max(1) * LANE;
     }
 }
 
-/// One tile: `ROWS` rows from `row`, `WIDTH` lanes from `column`.
+/// One tile: `ROWS` rows and `WIDTH` lanes.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // plain ranges unroll into registers
-unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(
-    block: &Block,
-    row: usize,
-    column: usize,
-    steps: Steps,
-) {
+unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(block: &Block, place: Place, steps: Steps) {
+    let Place { row, column, ahead } = place;
     // SAFETY: the tile lies inside the block. Loads and stores of y, gain and bias are of `count` floats, which end at
     // `block.columns`; those of panels are of whole lanes, which panels are padded to.
     unsafe {
@@ -132,13 +174,14 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(
                 }
             }
         }
-        let x = block.x.add(row * block.k + steps.first);
+        let x = Factor { at: block.x.add(row * block.k + steps.first), row_stride: block.k, step_stride: 1 };
         let w = block.w.add(steps.first * block.width + column);
-        accumulate(&mut sums, x, block.k, w, block.width, steps.count);
+        accumulate(&mut sums, x, w, block.width, steps.count, ahead);
         if steps.last {
             if block.rank > 0 {
-                let h = block.h.add(row * block.rank);
-                accumulate(&mut sums, h, block.rank, block.b.add(column), block.width, block.rank);
+                let h = Factor { at: block.h.add(row * block.rank), row_stride: block.rank, step_stride: 1 };
+                let b = block.b.add(column);
+                accumulate(&mut sums, h, b, block.width, block.rank, Ahead::nothing(b));
             }
             if !block.gain.is_null() {
                 for v in 0..WIDTH {
@@ -174,18 +217,21 @@ fn lane_counts<const WIDTH: usize>(columns: usize) -> [usize; WIDTH] {
     counts
 }
 
-/// `sums[r][v] += x[r, p] * w[p, v]` for each p in turn: rows of x are `x_stride` apart, steps of w `w_stride`.
+/// `sums[r][v] += x[r, p] * w[p, v]` for each p in turn; steps of w are `w_stride` apart.
+///
+/// # Safety
+/// The CPU has the instructions of `L`; `x` has `ROWS` rows, `w` `WIDTH` lanes, and both so many steps.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // plain ranges unroll into registers
-unsafe fn accumulate<L: Lanes, const ROWS: usize, const WIDTH: usize>(
+pub(super) unsafe fn accumulate<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     sums: &mut [[L; WIDTH]; ROWS],
-    x: *const f32,
-    x_stride: usize,
+    x: Factor,
     w: *const f32,
     w_stride: usize,
     steps: usize,
+    ahead: Ahead,
 ) {
-    // SAFETY: the caller's rows, lanes and steps lie inside its block; a prefetch may be of any address.
+    // SAFETY: the caller's rows, lanes and steps; a prefetch may be of any address.
     unsafe {
         let mut lanes = [L::splat(0.0); WIDTH];
         for p in 0..steps {
@@ -194,8 +240,9 @@ unsafe fn accumulate<L: Lanes, const ROWS: usize, const WIDTH: usize>(
                 L::prefetch(w.wrapping_add(PREFETCH_STEPS * w_stride + v * LANE));
                 lanes[v] = L::load(w.add(v * LANE));
             }
+            L::prefetch_far(ahead.from.wrapping_add(p * ahead.bytes));
             for r in 0..ROWS {
-                let x = L::splat(*x.add(r * x_stride + p));
+                let x = L::splat(*x.at.add(r * x.row_stride + p * x.step_stride));
                 for v in 0..WIDTH {
                     sums[r][v] = x.mul_add(lanes[v], sums[r][v]);
                 }

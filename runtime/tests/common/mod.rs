@@ -4,7 +4,7 @@
 //! ```text
 //! inputs    x f32[batch, 5]    ids i64[batch]
 //! params    weight f32[out, 5] (base)    a f32[rank, 5], b f32[out, rank] (adapter)    bias f32[out] (live)
-//! staged    panels of weight (base)    panels of a, panels of b / 2, gain f32[out] = 1 / row_norm (adapter)
+//! staged    panels of weight (base)    rows of a, panels of b / 2, gain f32[out] = 1 / row_norm (adapter)
 //! outputs   y f32[batch, out] = gain * (x (weight + b a / 2)^T) + bias    picked f32[batch] = bias[ids]
 //! ```
 #![allow(clippy::cast_ptr_alignment, reason = "the runtime aligns buffers to their elements")]
@@ -12,12 +12,11 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use std::num::NonZeroUsize;
-use std::ptr::null;
 
-use engraft_runtime::abi::{Fault, Frame, Linear, Pack, RowNorm, Stage};
+use engraft_runtime::abi::{Dot, Fault, Frame, Linear, Pack, Packing, RowNorm, Stage};
 use engraft_runtime::{
     Binder, Code, Context, DType, Options, ParamSpec, Program, ProgramSpec, StagedSpec, SymbolSpec, Tensor,
-    TensorSpec, Weights, engraft_linear, engraft_pack, engraft_row_norm,
+    TensorSpec, Weights, engraft_dot, engraft_linear, engraft_pack, engraft_row_norm,
 };
 
 /// The width of x.
@@ -38,7 +37,7 @@ const A: usize = 3;
 const B: usize = 4;
 const BIAS: usize = 5;
 const WEIGHT_PANELS: usize = 6;
-const A_PANELS: usize = 7;
+const A_ROWS: usize = 7;
 const B_PANELS: usize = 8;
 const GAIN: usize = 9;
 const Y: usize = 10;
@@ -61,7 +60,7 @@ unsafe extern "C" fn sizes(dims: *const u64, sizes: *mut u64) {
     sizes[8..10].copy_from_slice(&b);
     let bytes = |floats: u64| floats.saturating_mul(4);
     sizes[10] = bytes(padded(out).saturating_mul(k));
-    sizes[11] = bytes(padded(rank).saturating_mul(k));
+    sizes[11] = bytes(padded(k).saturating_mul(rank));
     sizes[12] = bytes(padded(out).saturating_mul(rank));
     sizes[13] = bytes(batch.saturating_mul(rank)).saturating_add(bytes(out));
 }
@@ -90,10 +89,12 @@ impl View<'_> {
     }
 
     /// Packs a contiguous `[out, k]` matrix.
-    fn pack(&self, w: usize, panels: usize, out: u64, k: u64, scale: f32) {
-        let (w, panels) = (self.buffer(w).cast_const(), self.buffer(panels));
-        assert!(panels.addr().is_multiple_of(64));
-        let pack = Pack { batch: 1, out, k, w, w_batch_stride: 0, out_stride: k, k_stride: 1, scale, panels };
+    fn pack(&self, (w, packed): (usize, usize), packing: Packing, out: u64, k: u64, scale: f32) {
+        let (w, packed) = (self.buffer(w).cast_const(), self.buffer(packed));
+        assert!(packed.addr().is_multiple_of(64));
+        let (out_stride, k_stride) = (k, 1);
+        let pack =
+            Pack { batch: 1, out, k, w, w_batch_stride: 0, out_stride, k_stride, scale, packing, packed };
         // SAFETY: the runtime has checked the shapes and allocated the panels.
         unsafe { engraft_pack(self.frame, &raw const pack) };
     }
@@ -102,7 +103,7 @@ impl View<'_> {
 unsafe extern "C" fn base(frame: *const Frame) -> u32 {
     // SAFETY: the runtime's frame.
     let view = unsafe { View::new(frame) };
-    view.pack(WEIGHT, WEIGHT_PANELS, view.dim(OUT), K as u64, 1.0);
+    view.pack((WEIGHT, WEIGHT_PANELS), Packing::Panels, view.dim(OUT), K as u64, 1.0);
     0
 }
 
@@ -110,10 +111,11 @@ unsafe extern "C" fn adapter(frame: *const Frame) -> u32 {
     // SAFETY: the runtime's frame.
     let view = unsafe { View::new(frame) };
     let (out, rank, k) = (view.dim(OUT), view.dim(RANK), K as u64);
-    view.pack(A, A_PANELS, rank, k, 1.0);
-    view.pack(B, B_PANELS, out, rank, SCALE);
-    let (w, a, b, n) = (view.buffer(WEIGHT), view.buffer(A), view.buffer(B), view.buffer(GAIN));
-    let norm = RowNorm { out, k, rank, w, out_stride: k, k_stride: 1, a, b, scale: SCALE, n };
+    view.pack((A, A_ROWS), Packing::Rows, rank, k, 1.0);
+    view.pack((B, B_PANELS), Packing::Panels, out, rank, SCALE);
+    let (w, a, b) = (view.buffer(WEIGHT_PANELS), view.buffer(A_ROWS), view.buffer(B_PANELS));
+    let n = view.buffer(GAIN);
+    let norm = RowNorm { out, k, rank, w, a, b, n };
     // SAFETY: the runtime has checked the shapes and allocated the norms.
     unsafe {
         engraft_row_norm(frame, &raw const norm);
@@ -129,37 +131,27 @@ unsafe extern "C" fn call(frame: *const Frame) -> u32 {
     let view = unsafe { View::new(frame) };
     let (batch, out, rank, k) = (view.dim(BATCH), view.dim(OUT), view.dim(RANK), K as u64);
     let h = view.frame.arena.cast::<f32>();
-    let plain = Linear {
+    let hidden = Dot { rows: batch, k, out: rank, x: view.buffer(X), a: view.buffer(A_ROWS), h };
+    let adapted = Linear {
         batch: 1,
         rows: batch,
-        out: rank,
+        out,
         k,
-        rank: 0,
+        rank,
         x: view.buffer(X),
         x_batch_stride: batch * k,
-        w: view.buffer(A_PANELS),
-        w_batch_stride: 0,
-        h: null(),
-        b: null(),
-        gain: null(),
-        bias: null(),
-        y: h,
-        epilogue: None,
-    };
-    let adapted = Linear {
-        out,
-        rank,
         w: view.buffer(WEIGHT_PANELS),
+        w_batch_stride: 0,
         h,
         b: view.buffer(B_PANELS),
         gain: view.buffer(GAIN),
         bias: view.buffer(BIAS),
         y: view.buffer(Y),
-        ..plain
+        epilogue: None,
     };
     // SAFETY: the runtime has checked the shapes and made room for the arena and the outputs.
     unsafe {
-        engraft_linear(frame, &raw const plain);
+        engraft_dot(frame, &raw const hidden);
         engraft_linear(frame, &raw const adapted);
         for row in 0..batch as usize {
             let id = *view.buffer(IDS).cast::<i64>().add(row);

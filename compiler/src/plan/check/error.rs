@@ -1,5 +1,6 @@
 //! What can be wrong with a plan's use of memory.
 
+use crate::plan::kernel::Packing;
 use crate::plan::{BufferId, Plan};
 use engraft_ir::{Bindings, DimError, Stage};
 use std::fmt;
@@ -47,9 +48,11 @@ impl fmt::Display for BufferRef {
     }
 }
 
-/// The matrices that panels hold.
+/// The matrices that a packed buffer holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Panels {
+pub struct Packed {
+    /// The form.
+    pub packing: Packing,
     /// How many.
     pub batch: u64,
     /// Outputs of each.
@@ -58,9 +61,9 @@ pub struct Panels {
     pub k: u64,
 }
 
-impl fmt::Display for Panels {
+impl fmt::Display for Packed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "panels of {} matrices [{}, {}]", self.batch, self.out, self.k)
+        write!(f, "{} of {} matrices [{}, {}]", self.packing, self.batch, self.out, self.k)
     }
 }
 
@@ -190,20 +193,20 @@ pub enum CheckError {
         /// The buffer written.
         write: BufferRef,
     },
-    /// A product reads as panels what is something else.
-    #[error("{step} reads {buffer} as {expected}, found {}", .found.map_or("no panels".to_owned(), |p| p.to_string()))]
-    NotPanels {
+    /// A kernel reads as packed what is something else.
+    #[error("{step} reads {buffer} as {expected}, found {}", .found.map_or("nothing packed".to_owned(), |p| p.to_string()))]
+    NotPacked {
         /// The step.
         step: StepRef,
         /// The buffer.
         buffer: BufferRef,
         /// What the product needs.
-        expected: Panels,
+        expected: Packed,
         /// What was packed there, if anything.
-        found: Option<Panels>,
+        found: Option<Packed>,
     },
-    /// Panels lie in memory that need not be aligned to them.
-    #[error("{step} packs {buffer}, which is not aligned to panels: only arenas and staged values are")]
+    /// A packed matrix lies in memory that need not be aligned to lanes.
+    #[error("{step} packs {buffer}, which is not aligned to lanes: only arenas and staged values are")]
     Unaligned {
         /// The step.
         step: StepRef,

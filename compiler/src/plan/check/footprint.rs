@@ -1,14 +1,14 @@
 //! What a kernel touches: which bytes of each buffer it reads and writes, from the kernel's description alone. Knows
 //! nothing about where buffers are.
 
-use crate::plan::kernel::{Access, Kernel, Linear, Loop, MatrixLayout, Row, RowOp};
+use crate::plan::kernel::{Access, Dot, Kernel, Linear, Loop, MatrixLayout, Packing, Row, RowNorm, RowOp};
 use engraft_ir::{Bindings, Dim, DimError};
 use std::ops::Range;
 
 /// The bytes of an f32.
 const F32: u64 = 4;
 
-/// Outputs in a lane of panels, as `panels.rs` of the runtime documents them.
+/// Floats in a lane, as `panels.rs` of the runtime documents them.
 const LANE: u64 = 16;
 
 /// A set of bytes of a buffer: runs of equal length, repeated along axes.
@@ -93,10 +93,15 @@ impl Footprint {
     }
 }
 
-/// The bytes of panels of `batch` matrices `[out, k]`: the outputs of each are rounded up to whole lanes.
-pub(super) fn panel_bytes(batch: u64, out: u64, k: u64) -> u64 {
-    let padded = out.div_ceil(LANE).saturating_mul(LANE);
-    [batch, k, F32].into_iter().fold(padded, u64::saturating_mul)
+/// The bytes of `batch` packed matrices `[out, k]`: of each, the outputs of panels are rounded up to whole lanes, and
+/// the inputs of rows.
+pub(super) fn packed_bytes(packing: Packing, batch: u64, out: u64, k: u64) -> u64 {
+    let (padded, other) = match packing {
+        Packing::Panels => (out, k),
+        Packing::Rows => (k, out),
+    };
+    let padded = padded.div_ceil(LANE).saturating_mul(LANE);
+    [batch, other, F32].into_iter().fold(padded, u64::saturating_mul)
 }
 
 /// What one step touches.
@@ -125,8 +130,9 @@ impl Extents<'_> {
         Ok(Footprint::whole(self.product(dims)?.saturating_mul(F32)))
     }
 
-    fn panels(self, batch: &Dim, out: &Dim, k: &Dim) -> Result<Footprint, DimError> {
-        Ok(Footprint::whole(panel_bytes(self.of(batch)?, self.of(out)?, self.of(k)?)))
+    fn packed(self, packing: Packing, batch: &Dim, out: &Dim, k: &Dim) -> Result<Footprint, DimError> {
+        let (batch, out, k) = (self.of(batch)?, self.of(out)?, self.of(k)?);
+        Ok(Footprint::whole(packed_bytes(packing, batch, out, k)))
     }
 
     fn matrix(self, batch: &Dim, matrix: &MatrixLayout) -> Result<Footprint, DimError> {
@@ -150,10 +156,11 @@ impl Extents<'_> {
         let Linear { batch, rows, k, out, .. } = linear;
         let one = Dim::fixed(1);
         let matrices = if linear.batched_weight { batch } else { &one };
-        let mut reads = vec![self.tensor(&[batch, rows, k])?, self.panels(matrices, out, k)?];
+        let mut reads =
+            vec![self.tensor(&[batch, rows, k])?, self.packed(Packing::Panels, matrices, out, k)?];
         if let Some(rank) = &linear.rank {
             reads.push(self.tensor(&[batch, rows, rank])?);
-            reads.push(self.panels(&one, out, rank)?);
+            reads.push(self.packed(Packing::Panels, &one, out, rank)?);
         }
         for _ in [linear.gain, linear.bias].iter().filter(|is_there| **is_there) {
             reads.push(self.tensor(&[out])?);
@@ -184,13 +191,21 @@ impl Extents<'_> {
         match kernel {
             Kernel::Pack(pack) => Ok(Footprints {
                 reads: vec![self.matrix(&pack.batch, &pack.matrix)?],
-                write: self.panels(&pack.batch, &pack.matrix.out, &pack.matrix.k)?,
+                write: self.packed(pack.packing, &pack.batch, &pack.matrix.out, &pack.matrix.k)?,
             }),
             Kernel::Linear(linear) => self.linear(linear),
+            Kernel::Dot(Dot { rows, k, out }) => Ok(Footprints {
+                reads: vec![self.tensor(&[rows, k])?, self.packed(Packing::Rows, &Dim::fixed(1), out, k)?],
+                write: self.tensor(&[rows, out])?,
+            }),
             Kernel::RowNorm(norm) => {
-                let MatrixLayout { out, k, .. } = &norm.matrix;
-                let w = self.matrix(&Dim::fixed(1), &norm.matrix)?;
-                let reads = vec![w, self.tensor(&[&norm.rank, k])?, self.tensor(&[out, &norm.rank])?];
+                let RowNorm { out, k, rank } = norm;
+                let one = Dim::fixed(1);
+                let reads = vec![
+                    self.packed(Packing::Panels, &one, out, k)?,
+                    self.packed(Packing::Rows, &one, rank, k)?,
+                    self.packed(Packing::Panels, &one, out, rank)?,
+                ];
                 Ok(Footprints { reads, write: self.tensor(&[out])? })
             }
             Kernel::Loop(body) => {

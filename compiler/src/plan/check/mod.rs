@@ -5,7 +5,7 @@
 //! 1. every buffer fits its place, and every read and write lies within its buffer,
 //! 2. every byte read was written before as a byte of that very buffer, in memory that the stage can reach,
 //! 3. no step writes where it reads, but for a product's epilogue, which works on the product's own output in place,
-//! 4. what a product reads as panels was packed as panels of just those matrices,
+//! 4. what a kernel reads as packed was packed in that form, and from just those matrices,
 //! 5. every staged value is whole when its stage ends, and every output when the call ends,
 //! 6. every extent is known at the stage that needs it.
 //!
@@ -15,12 +15,12 @@ mod error;
 mod footprint;
 mod memory;
 
-pub use error::{BufferRef, CheckError, Panels, StepRef, Unsound};
+pub use error::{BufferRef, CheckError, Packed, StepRef, Unsound};
 
-use super::kernel::{Access, Kernel, Linear, Loop};
+use super::kernel::{Access, Kernel, Linear, Loop, Packing, RowNorm};
 use super::{BufferId, Plan, STAGES, Step, Storage};
-use engraft_ir::{Bindings, DimError, Stage};
-use footprint::{Extents, Footprint, panel_bytes};
+use engraft_ir::{Bindings, Dim, DimError, Stage};
+use footprint::{Extents, Footprint, packed_bytes};
 use memory::{Foreign, Memory};
 use std::collections::BTreeMap;
 
@@ -40,7 +40,7 @@ const COMBINED: usize = 3;
 pub fn check(plan: &Plan, symbols: &Bindings) -> Result<(), Vec<CheckError>> {
     let (known, memory) = (Bindings::new(), BTreeMap::new());
     let mut checker =
-        Checker { plan, known, slots: Vec::new(), memory, panels: BTreeMap::new(), errors: Vec::new() };
+        Checker { plan, known, slots: Vec::new(), memory, packed: BTreeMap::new(), errors: Vec::new() };
     for stage in STAGES {
         checker.stage(stage, symbols);
     }
@@ -110,7 +110,7 @@ struct Checker<'p> {
     slots: Vec<(u64, u64)>,
     memory: BTreeMap<Region, Memory>,
     /// What was packed into each buffer.
-    panels: BTreeMap<BufferId, Panels>,
+    packed: BTreeMap<BufferId, Packed>,
     errors: Vec<CheckError>,
 }
 
@@ -133,8 +133,8 @@ impl Checker<'_> {
         let outputs = plan.outputs.iter().enumerate().map(|(i, &(_, id))| (Region::Output(i), id));
         let outputs = outputs.filter(|_| stage == Stage::Call);
         for (region, id) in staged.chain(outputs) {
-            // A buffer for panels of a symbolic number of outputs has room to spare.
-            let packed = self.panels.get(&id).map(|p| panel_bytes(p.batch, p.out, p.k));
+            // A buffer for a packed matrix of a symbolic extent has room to spare.
+            let packed = self.packed.get(&id).map(|p| packed_bytes(p.packing, p.batch, p.out, p.k));
             let Some(bytes) = packed.or_else(|| self.bytes(id, stage)) else { continue };
             let foreign = self.memory.entry(region).or_default().foreign(0..bytes, id);
             if let Some(Foreign { at, .. }) = foreign {
@@ -322,47 +322,47 @@ impl Checker<'_> {
         }
     }
 
-    /// Checks what a product takes for panels and what its epilogue walks, and remembers what is packed.
+    /// Checks what a kernel takes packed and what its epilogue walks, and remembers what is packed.
     fn packing(&mut self, index: usize, step: &Step) -> Result<(), DimError> {
         let step_ref = StepRef::of(self.plan, index);
-        let linear = match &step.kernel {
+        let (expected, product) = match &step.kernel {
             Kernel::Pack(pack) => {
                 let extents = Extents(&self.known);
                 let (batch, out, k) =
                     (extents.of(&pack.batch)?, extents.of(&pack.matrix.out)?, extents.of(&pack.matrix.k)?);
-                self.panels.insert(step.write, Panels { batch, out, k });
+                self.packed.insert(step.write, Packed { packing: pack.packing, batch, out, k });
                 if !matches!(self.plan.buffer(step.write).storage, Storage::Arena(_) | Storage::Staged(_)) {
                     let buffer = self.buffer(step.write);
                     self.errors.push(CheckError::Unaligned { step: step_ref, buffer });
                 }
                 return Ok(());
             }
-            Kernel::Linear(linear) => linear,
-            _ => {
-                self.panels.remove(&step.write);
-                return Ok(());
+            Kernel::Linear(linear) => (Extents(&self.known).linear_operands(linear)?, Some(linear)),
+            Kernel::Dot(dot) => (vec![(1, Extents(&self.known).one(Packing::Rows, &dot.out, &dot.k)?)], None),
+            Kernel::RowNorm(RowNorm { out, k, rank }) => {
+                let extents = Extents(&self.known);
+                let w = extents.one(Packing::Panels, out, k)?;
+                let a = extents.one(Packing::Rows, rank, k)?;
+                (vec![(0, w), (1, a), (2, extents.one(Packing::Panels, out, rank)?)], None)
             }
+            _ => (Vec::new(), None),
         };
-        let extents = Extents(&self.known);
-        let out = extents.of(&linear.out)?;
-        let batch = if linear.batched_weight { extents.of(&linear.batch)? } else { 1 };
-        let mut expected = vec![(1, Panels { batch, out, k: extents.of(&linear.k)? })];
-        if let Some(rank) = &linear.rank {
-            expected.push((3, Panels { batch: 1, out, k: extents.of(rank)? }));
-        }
-        let (walks, rows) = walks_output(extents, linear)?;
         for (operand, expected) in expected {
             let id = step.reads[operand];
-            let found = self.panels.get(&id).copied();
+            let found = self.packed.get(&id).copied();
             if found != Some(expected) {
                 let (step, buffer) = (step_ref.clone(), self.buffer(id));
-                self.errors.push(CheckError::NotPanels { step, buffer, expected, found });
+                self.errors.push(CheckError::NotPacked { step, buffer, expected, found });
             }
         }
-        if !walks {
-            self.errors.push(CheckError::Epilogue { step: step_ref, rows, out });
+        if let Some(linear) = product {
+            let (walks, rows) = walks_output(Extents(&self.known), linear)?;
+            if !walks {
+                let out = Extents(&self.known).of(&linear.out)?;
+                self.errors.push(CheckError::Epilogue { step: step_ref, rows, out });
+            }
         }
-        self.panels.remove(&step.write);
+        self.packed.remove(&step.write);
         Ok(())
     }
 
@@ -375,6 +375,21 @@ impl Checker<'_> {
         let bytes = Extents(&self.known).of(&self.plan.buffer(id).bytes());
         let unknown = |source| CheckError::BufferExtent { buffer: self.buffer(id), stage, source };
         bytes.map_err(unknown).map_err(|error| self.errors.push(error)).ok()
+    }
+}
+
+impl Extents<'_> {
+    /// One matrix as a kernel takes it.
+    fn one(self, packing: Packing, out: &Dim, k: &Dim) -> Result<Packed, DimError> {
+        Ok(Packed { packing, batch: 1, out: self.of(out)?, k: self.of(k)? })
+    }
+
+    /// What a product takes packed, by operand.
+    fn linear_operands(self, linear: &Linear) -> Result<Vec<(usize, Packed)>, DimError> {
+        let batch = if linear.batched_weight { self.of(&linear.batch)? } else { 1 };
+        let w = Packed { batch, ..self.one(Packing::Panels, &linear.out, &linear.k)? };
+        let b = linear.rank.as_ref().map(|rank| self.one(Packing::Panels, &linear.out, rank));
+        Ok([Some((1, w)), b.transpose()?.map(|b| (3, b))].into_iter().flatten().collect())
     }
 }
 
