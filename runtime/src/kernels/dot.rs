@@ -80,19 +80,18 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const OUT: usize>(
     unsafe {
         let (x, a) = (block.x.add(row * block.k), block.a.add(output * padded));
         let mut sums = [[L::splat(0.0); OUT]; ROWS];
-        let mut step = |p: usize, lanes: [L; ROWS]| {
-            for j in 0..OUT {
-                let a = L::load(a.add(j * padded + p));
-                for r in 0..ROWS {
-                    sums[r][j] = lanes[r].mul_add(a, sums[r][j]);
-                }
-            }
-        };
+        let mut lanes = [L::splat(0.0); ROWS];
         for p in (0..whole).step_by(LANE) {
-            step(p, std::array::from_fn(|r| L::load(x.add(r * block.k + p))));
+            for r in 0..ROWS {
+                lanes[r] = L::load(x.add(r * block.k + p));
+            }
+            accumulate(&mut sums, &lanes, a.add(p), padded);
         }
         if rest > 0 {
-            step(whole, std::array::from_fn(|r| L::load_first(x.add(r * block.k + whole), rest)));
+            for r in 0..ROWS {
+                lanes[r] = L::load_first(x.add(r * block.k + whole), rest);
+            }
+            accumulate(&mut sums, &lanes, a.add(whole), padded);
         }
         for r in 0..ROWS {
             for j in 0..OUT {
@@ -101,4 +100,24 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const OUT: usize>(
         }
     }
     OUT
+}
+
+/// `sums[r][j] += x[r] * a[j]`, lane by lane; rows of a are `a_stride` apart.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // plain ranges unroll into registers
+unsafe fn accumulate<L: Lanes, const ROWS: usize, const OUT: usize>(
+    sums: &mut [[L; OUT]; ROWS],
+    x: &[L; ROWS],
+    a: *const f32,
+    a_stride: usize,
+) {
+    for j in 0..OUT {
+        // SAFETY: the caller's lanes.
+        unsafe {
+            let a = L::load(a.add(j * a_stride));
+            for r in 0..ROWS {
+                sums[r][j] = x[r].mul_add(a, sums[r][j]);
+            }
+        }
+    }
 }

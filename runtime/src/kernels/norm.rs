@@ -8,6 +8,11 @@ use super::Lanes;
 use super::tile::{Ahead, Factor, TILE_ROWS, accumulate};
 use crate::panels::{LANE, PANEL};
 
+/// How many inputs ahead of its use a line of the panel, which is read once, is fetched into the first-level cache.
+const NEAR: usize = 2 * TILE_ROWS;
+/// The same for the second-level cache: a tile's sums take about as long as ten of its inputs take to arrive.
+const FAR: usize = 16 * TILE_ROWS;
+
 /// One panel of the adapted weight.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NormBlock {
@@ -87,8 +92,9 @@ unsafe fn tile<L: Lanes, const INPUTS: usize, const WIDTH: usize>(
         let mut sums = [[L::splat(0.0); WIDTH]; INPUTS];
         for p in 0..INPUTS {
             for v in 0..WIDTH {
-                // The panel is read once: what is needed soon is fetched while the tile is summed.
-                L::prefetch(w.wrapping_add((2 * TILE_ROWS + p) * block.width + v * LANE));
+                let line = w.wrapping_add(p * block.width + v * LANE);
+                L::prefetch(line.wrapping_add(NEAR * block.width));
+                L::prefetch_far(line.wrapping_add(FAR * block.width).cast());
             }
         }
         if block.rank > 0 {
