@@ -1,52 +1,56 @@
 //! A fork-join pool that kernels share: one job at a time, split into numbered tasks. It knows nothing about kernels.
 //!
-//! Dispatching allocates nothing. Whoever dispatches works too, and waits only for workers that have begun: a worker
-//! that wakes late finds the job withdrawn and goes back to sleep. When the pool is busy with another session's job, the
-//! job runs on the calling thread instead; what a task computes must therefore not depend on which thread runs it.
+//! Dispatching allocates nothing and takes no lock: a job is posted, joined and left by atomic operations on one word,
+//! and only a worker that has found nothing to do for a while sleeps. Whoever dispatches works too, and waits only for
+//! workers that have joined: one that wakes late finds the job withdrawn and goes back to sleep. When the pool is busy
+//! with another session's job, the job runs on the calling thread instead; what a task computes must therefore not depend
+//! on which thread runs it.
 
+use std::cell::UnsafeCell;
 use std::io;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// Elementary operations below which waking other threads costs more than it saves.
 const WORTH_SHARING: usize = 1 << 16;
-/// How many portions each thread takes of a job on average, so that a late or slow thread doesn't hold up the others.
-const PORTIONS: usize = 8;
-/// How often an idle worker looks for the next job before it goes to sleep.
-const SPINS: u32 = 2_000;
+/// A thread takes its even share of the remaining tasks over this: many at first, for the sake of the caches, and one at
+/// a time at last, so that all threads end together.
+const SHARE: usize = 2;
+/// How long an idle worker looks for the next job before it sleeps: longer than what lies between the products of a call.
+const PATIENCE: Duration = Duration::from_micros(200);
+/// Looks between two readings of the clock, and of a dispatcher before it yields its core.
+const LOOKS: usize = 64;
+
+/// Bits of [`Board::state`]: a job may be joined; the pool stops; the rest counts workers on the job, in steps of `JOINED`.
+const OPEN: usize = 1;
+const STOP: usize = 2;
+const JOINED: usize = 4;
 
 /// A fork-join pool of threads.
 #[derive(Debug)]
 pub struct Workers {
-    shared: Arc<Board>,
-    /// Held by whoever has the pool.
-    turn: Mutex<()>,
+    board: Arc<Board>,
     threads: Vec<JoinHandle<()>>,
 }
 
 /// What the pool's threads share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Board {
-    state: Mutex<State>,
-    /// Tells workers that there is a new job or that the pool stops.
-    posted: Condvar,
-    /// Tells the dispatcher that the last running worker has finished.
-    finished: Condvar,
-    /// Counts jobs; changes only under `state`, read without it while spinning.
-    epoch: AtomicU64,
+    /// Whether someone dispatches.
+    busy: AtomicBool,
+    /// `OPEN`, `STOP` and how many workers have joined.
+    state: AtomicUsize,
+    /// Written by the dispatcher while nobody has joined and nobody can, read by those who have.
+    job: UnsafeCell<Option<Job>>,
     /// The first task not yet taken.
     next: AtomicUsize,
     /// Whether a task of this job has panicked on a worker.
     panicked: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    job: Option<Job>,
-    running: usize,
-    stop: bool,
+    /// For each worker, whether it sleeps or is about to.
+    asleep: Box<[AtomicBool]>,
 }
 
 /// A job on the board; the closure is only borrowed, see the SAFETY comment in [`Workers::run`].
@@ -54,20 +58,19 @@ struct State {
 struct Job {
     task: *const (dyn Fn(usize) + Sync),
     tasks: usize,
-    portion: usize,
 }
 
 impl std::fmt::Debug for Job {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Job")
-            .field("tasks", &self.tasks)
-            .field("portion", &self.portion)
-            .finish_non_exhaustive()
+        f.debug_struct("Job").field("tasks", &self.tasks).finish_non_exhaustive()
     }
 }
 
 // SAFETY: the closure is `Sync`, and `Workers::run` keeps it alive until no worker can reach it.
 unsafe impl Send for Job {}
+// SAFETY: all but `job` is atomic, and `job` is written only by the holder of `busy` while `state` shows no `OPEN` and
+// nobody joined; it is read only by workers that have joined. `state` orders the two, see `post` and `withdraw`.
+unsafe impl Sync for Board {}
 
 impl Workers {
     /// A pool in which `threads` threads work, the dispatching one included: with 1, everything runs inline.
@@ -75,12 +78,21 @@ impl Workers {
     /// # Errors
     /// When the system refuses a thread.
     pub fn new(threads: NonZeroUsize) -> io::Result<Workers> {
-        let mut workers = Workers { shared: Arc::default(), turn: Mutex::new(()), threads: Vec::new() };
-        for index in 1..threads.get() {
-            let board = Arc::clone(&workers.shared);
-            let builder = std::thread::Builder::new().name(format!("engraft-{index}"));
+        let others = threads.get() - 1;
+        let board = Board {
+            busy: AtomicBool::new(false),
+            state: AtomicUsize::new(0),
+            job: UnsafeCell::new(None),
+            next: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            asleep: (0..others).map(|_| AtomicBool::new(false)).collect(),
+        };
+        let mut workers = Workers { board: Arc::new(board), threads: Vec::with_capacity(others) };
+        for index in 0..others {
+            let board = Arc::clone(&workers.board);
+            let builder = std::thread::Builder::new().name(format!("engraft-{}", index + 1));
             // On failure `workers` is dropped, which joins the threads begun so far.
-            workers.threads.push(builder.spawn(move || board.work())?);
+            workers.threads.push(builder.spawn(move || board.work(index))?);
         }
         Ok(workers)
     }
@@ -97,44 +109,53 @@ impl Workers {
     /// When a task panics, after the others have ended.
     pub fn run(&self, tasks: usize, operations: usize, task: &(dyn Fn(usize) + Sync)) {
         let inline = self.threads.is_empty() || tasks < 2 || operations < WORTH_SHARING;
-        let turn = if inline { None } else { self.take_turn() };
-        if turn.is_none() {
+        // Acquire: the former dispatcher's job is over before this one's is written.
+        if inline || self.board.busy.swap(true, Ordering::Acquire) {
             (0..tasks).for_each(task);
             return;
         }
-        let board = &*self.shared;
-        // SAFETY: only the lifetime changes. Workers reach the closure through `State::job` alone, and only while they
-        // are counted in `State::running`; `Withdraw` clears the one and waits for the other before this call ends,
-        // whether it returns or unwinds.
+        // SAFETY: only the lifetime changes. Workers reach the closure through `Board::job` alone, and only while they are
+        // counted in `Board::state`; `Dispatch` closes the job and waits for them before this call ends, whether it
+        // returns or unwinds.
         let task =
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
-        let job = Job { task, tasks, portion: (tasks / (PORTIONS * self.threads())).max(1) };
-        {
-            let _withdraw = Withdraw(board);
-            board.post(job);
-            board.take_portions(job);
-        }
-        assert!(!board.panicked.load(Ordering::Relaxed), "a task panicked on a worker thread");
+        let panicked = {
+            let dispatch = Dispatch(&self.board);
+            self.post(Job { task, tasks });
+            self.board.take_tasks(task, tasks);
+            dispatch.finish()
+        };
+        assert!(!panicked, "a task panicked on a worker thread");
     }
 
-    fn take_turn(&self) -> Option<MutexGuard<'_, ()>> {
-        match self.turn.try_lock() {
-            Ok(guard) => Some(guard),
-            // A job that panicked has been withdrawn; there is no data behind this lock that it could have broken.
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
+    /// Puts a job on the board and wakes who sleeps. Only for who has set `busy`.
+    fn post(&self, job: Job) {
+        let board = &*self.board;
+        // SAFETY: `busy` is ours, so no other dispatcher writes; the last one left the job closed and nobody joined.
+        unsafe { *board.job.get() = Some(job) };
+        // Relaxed: published by `state`.
+        board.next.store(0, Ordering::Relaxed);
+        board.panicked.store(false, Ordering::Relaxed);
+        board.state.fetch_or(OPEN, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Wakes every worker that sleeps. `SeqCst` here, where `state` was changed, and in [`Board::sleep`]: either this sees
+    /// that the worker goes to sleep, or the worker sees the change.
+    fn wake(&self) {
+        for (asleep, thread) in self.board.asleep.iter().zip(&self.threads) {
+            if asleep.load(Ordering::SeqCst) {
+                asleep.store(false, Ordering::SeqCst);
+                thread.thread().unpark();
+            }
         }
     }
 }
 
 impl Drop for Workers {
     fn drop(&mut self) {
-        {
-            let mut state = self.shared.lock();
-            state.stop = true;
-            self.shared.epoch.fetch_add(1, Ordering::Release);
-            self.shared.posted.notify_all();
-        }
+        self.board.state.fetch_or(STOP, Ordering::SeqCst);
+        self.wake();
         for thread in self.threads.drain(..) {
             // A worker catches the panics of its tasks, so there is nothing to hear from it.
             let _ = thread.join();
@@ -143,84 +164,115 @@ impl Drop for Workers {
 }
 
 impl Board {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // No task runs under this lock, so a poisoned state is still a consistent one.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn post(&self, job: Job) {
-        let mut state = self.lock();
-        self.next.store(0, Ordering::Relaxed);
-        self.panicked.store(false, Ordering::Relaxed);
-        state.job = Some(job);
-        self.epoch.fetch_add(1, Ordering::Release);
-        self.posted.notify_all();
-    }
-
     /// The life of a worker thread.
-    fn work(&self) {
-        let mut seen = 0;
-        while let Some(job) = self.begin(&mut seen) {
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.take_portions(job)));
-            if outcome.is_err() {
+    fn work(&self, index: usize) {
+        while let Some(job) = self.join(index) {
+            // SAFETY: the dispatcher keeps the closure alive while this thread is counted, see `Workers::run`.
+            let task = unsafe { &*job.task };
+            let tasks = std::panic::AssertUnwindSafe(|| self.take_tasks(task, job.tasks));
+            if std::panic::catch_unwind(tasks).is_err() {
+                // Relaxed: published by leaving.
                 self.panicked.store(true, Ordering::Relaxed);
             }
-            let mut state = self.lock();
-            state.running -= 1;
-            if state.running == 0 {
-                self.finished.notify_one();
-            }
+            // No task is left, so nobody else need join, this thread again least of all.
+            self.state.fetch_and(!OPEN, Ordering::Relaxed);
+            // Release: what the tasks wrote, and the end of this thread's use of the job.
+            self.state.fetch_sub(JOINED, Ordering::Release);
         }
     }
 
-    /// Waits for a job other than `seen` and counts this thread among those running it; `None` when the pool stops.
-    fn begin(&self, seen: &mut u64) -> Option<Job> {
-        for _ in 0..SPINS {
-            if self.epoch.load(Ordering::Acquire) != *seen {
-                break;
-            }
-            std::hint::spin_loop();
-        }
-        let mut state = self.lock();
+    /// Waits for a job and counts this thread among those on it; `None` when the pool stops.
+    fn join(&self, index: usize) -> Option<Job> {
         loop {
-            let epoch = self.epoch.load(Ordering::Acquire);
-            if state.stop {
+            let state = self.state.load(Ordering::Relaxed);
+            if state & STOP != 0 {
                 return None;
             }
-            if epoch != *seen {
-                *seen = epoch;
-                if let Some(job) = state.job {
-                    state.running += 1;
-                    return Some(job);
-                }
+            if state & OPEN == 0 {
+                self.idle(index);
+                continue;
             }
-            state = self.posted.wait(state).unwrap_or_else(PoisonError::into_inner);
+            // Acquire: the job as its dispatcher wrote it; the joins in between are part of its release sequence.
+            let joined =
+                self.state.compare_exchange_weak(state, state + JOINED, Ordering::Acquire, Ordering::Relaxed);
+            if joined.is_ok() {
+                // SAFETY: joined, so the job stays as it is until this thread leaves. It may be a later one than the
+                // state first read was of; it is open all the same.
+                return unsafe { *self.job.get() };
+            }
         }
     }
 
-    fn take_portions(&self, job: Job) {
-        // SAFETY: the dispatcher keeps the closure alive while this thread works on its job, see `Workers::run`.
-        let task = unsafe { &*job.task };
-        loop {
-            let first = self.next.fetch_add(job.portion, Ordering::Relaxed);
-            if first >= job.tasks {
-                return;
+    /// Returns when there is a job to join or the pool stops: spins for a while, then sleeps.
+    fn idle(&self, index: usize) {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            for _ in 0..LOOKS {
+                if self.state.load(Ordering::Relaxed) & (OPEN | STOP) != 0 {
+                    return;
+                }
+                std::hint::spin_loop();
             }
-            (first..(first + job.portion).min(job.tasks)).for_each(task);
+        }
+        self.sleep(&self.asleep[index]);
+    }
+
+    fn sleep(&self, asleep: &AtomicBool) {
+        asleep.store(true, Ordering::SeqCst);
+        while self.state.load(Ordering::SeqCst) & (OPEN | STOP) == 0 && asleep.load(Ordering::Relaxed) {
+            std::thread::park();
+        }
+        asleep.store(false, Ordering::Relaxed);
+    }
+
+    fn take_tasks(&self, task: &(dyn Fn(usize) + Sync), tasks: usize) {
+        let threads = self.asleep.len() + 1;
+        let portion = |first: usize| (tasks.saturating_sub(first) / (SHARE * threads)).max(1);
+        // Relaxed: the counter only deals out numbers; what tasks write is published by leaving the job.
+        let mut first = self.next.load(Ordering::Relaxed);
+        while first < tasks {
+            let end = first + portion(first);
+            match self.next.compare_exchange_weak(first, end, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => {
+                    (first..end).for_each(task);
+                    first = self.next.load(Ordering::Relaxed);
+                }
+                Err(now) => first = now,
+            }
+        }
+    }
+
+    /// Closes the job and waits for the workers on it.
+    fn withdraw(&self) {
+        self.state.fetch_and(!OPEN, Ordering::Relaxed);
+        let mut looks = 0;
+        // Acquire: what workers wrote before they left. None can join any more, so the count only falls.
+        while self.state.load(Ordering::Acquire) >= JOINED {
+            looks += 1;
+            // A worker has at most its last portion to do. Parking instead would take a token that the calling thread may
+            // have been sent for purposes of its own.
+            if looks < LOOKS { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
     }
 }
 
-/// Takes the job off the board and waits for the workers still on it.
-struct Withdraw<'a>(&'a Board);
+/// The dispatcher's hold of the pool, released when it ends or unwinds.
+struct Dispatch<'a>(&'a Board);
 
-impl Drop for Withdraw<'_> {
+impl Dispatch<'_> {
+    /// Waits for the end of the job, and says whether a task panicked on a worker.
+    fn finish(self) -> bool {
+        self.0.withdraw();
+        // Relaxed: stored before the worker left.
+        self.0.panicked.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Dispatch<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.job = None;
-        while state.running > 0 {
-            state = self.0.finished.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+        self.0.withdraw();
+        // Release: the next dispatcher writes the job after this.
+        self.0.busy.store(false, Ordering::Release);
     }
 }
 
@@ -295,5 +347,60 @@ mod tests {
             count.fetch_add(1, Ordering::Relaxed);
         });
         assert_eq!(count.into_inner(), 64);
+    }
+
+    #[test]
+    fn more_threads_than_cores_and_many_small_jobs_give_the_same_sums() {
+        let pool = pool(9);
+        for round in 0..3000_usize {
+            let tasks = 2 + round % 23;
+            let sums: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+            pool.run(tasks, WORTH_SHARING, &|task| {
+                sums[task].fetch_add(task * round, Ordering::Relaxed);
+            });
+            assert!(sums.into_iter().enumerate().all(|(task, sum)| sum.into_inner() == task * round));
+        }
+    }
+
+    #[test]
+    fn sleeping_workers_wake_for_a_job_and_for_the_end() {
+        let pool = pool(3);
+        for _ in 0..20 {
+            while !pool.board.asleep.iter().all(|asleep| asleep.load(Ordering::SeqCst)) {
+                std::thread::yield_now();
+            }
+            // Each task waits for the others, so all three threads must come.
+            let barrier = std::sync::Barrier::new(3);
+            pool.run(3, WORTH_SHARING, &|_| {
+                barrier.wait();
+            });
+        }
+        while !pool.board.asleep.iter().all(|asleep| asleep.load(Ordering::SeqCst)) {
+            std::thread::yield_now();
+        }
+        drop(pool);
+    }
+
+    #[test]
+    fn pools_are_dropped_whatever_their_workers_do() {
+        for round in 0..200 {
+            let pool = pool(4);
+            let count = AtomicUsize::new(0);
+            (0..round % 3).for_each(|_| {
+                pool.run(5, WORTH_SHARING, &|_| {
+                    count.fetch_add(1, Ordering::Relaxed);
+                });
+            });
+            drop(pool);
+            assert_eq!(count.into_inner(), round % 3 * 5);
+        }
+    }
+
+    #[test]
+    fn one_thread_starts_no_other_and_works_on_the_callers() {
+        let pool = pool(1);
+        assert!(pool.threads.is_empty());
+        let caller = std::thread::current().id();
+        pool.run(100, WORTH_SHARING, &|_| assert_eq!(std::thread::current().id(), caller));
     }
 }
