@@ -139,6 +139,12 @@ pub enum CliError {
         /// The tensor.
         tensor: &'static str,
     },
+    /// A layer's values lack one.
+    #[error("the layer to be timed has no `{tensor}`")]
+    NoValue {
+        /// The tensor.
+        tensor: &'static str,
+    },
     /// Outputs have different names or shapes.
     #[error("output `{output}` is {ours} in the compiled program and {theirs} in the reference")]
     OutputShape {

@@ -2,13 +2,16 @@
 //! failed or an input was bad, 2 it was called wrongly.
 
 mod agreement;
+mod bench;
 mod demo;
 mod error;
 mod execute;
+mod layer;
 mod model;
 mod output;
 mod run;
 mod show;
+mod timing;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -29,6 +32,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Demo(demo::Demo),
+    Bench(bench::Bench),
     Show(show::Show),
     Run(run::Run),
     Verify(verify::Verify),
@@ -40,6 +44,7 @@ pub fn main() -> ExitCode {
     let mut output = Output::stdout();
     let result = match command {
         Command::Demo(demo) => demo.run(&mut output),
+        Command::Bench(bench) => bench.run(&mut output),
         Command::Show(show) => show.run(&mut output),
         Command::Run(run) => run.run(&mut output),
         Command::Verify(verify) => verify.run(&mut output),

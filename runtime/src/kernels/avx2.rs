@@ -7,10 +7,17 @@ use core::arch::x86_64::{
     _mm256_storeu_pd, _mm256_storeu_ps,
 };
 
-use super::{Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, dot, norm, tile};
+use super::{Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, dot, norm, stream, tile};
 use crate::panels::LANE;
 
-pub(super) static KERNELS: Kernels = Kernels { set: KernelSet::Avx2, product, dot, row_norm };
+pub(super) static KERNELS: Kernels = Kernels {
+    set: KernelSet::Avx2,
+    tile_rows: tile::rows(Ymm::ACCUMULATORS),
+    product,
+    dot,
+    row_norm,
+    stream,
+};
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn product(block: &Block) {
@@ -28,6 +35,12 @@ unsafe fn dot(block: &DotBlock) {
 unsafe fn row_norm(block: &NormBlock) {
     // SAFETY: the block is the caller's promise, the instructions this function's.
     unsafe { norm::row_norm::<Ymm>(block) }
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn stream(from: *const f32, count: usize) -> f32 {
+    // SAFETY: the floats are the caller's promise, the instructions this function's.
+    unsafe { stream::stream::<Ymm>(from, count) }
 }
 
 #[derive(Clone, Copy)]

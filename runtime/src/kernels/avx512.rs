@@ -9,10 +9,17 @@ use core::arch::x86_64::{
     _mm512_storeu_ps,
 };
 
-use super::{Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, dot, norm, tile};
+use super::{Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, dot, norm, stream, tile};
 use crate::panels::LANE;
 
-pub(super) static KERNELS: Kernels = Kernels { set: KernelSet::Avx512, product, dot, row_norm };
+pub(super) static KERNELS: Kernels = Kernels {
+    set: KernelSet::Avx512,
+    tile_rows: tile::rows(Zmm::ACCUMULATORS),
+    product,
+    dot,
+    row_norm,
+    stream,
+};
 
 #[target_feature(enable = "avx512f")]
 unsafe fn product(block: &Block) {
@@ -30,6 +37,12 @@ unsafe fn dot(block: &DotBlock) {
 unsafe fn row_norm(block: &NormBlock) {
     // SAFETY: the block is the caller's promise, the instructions this function's.
     unsafe { norm::row_norm::<Zmm>(block) }
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn stream(from: *const f32, count: usize) -> f32 {
+    // SAFETY: the floats are the caller's promise, the instructions this function's.
+    unsafe { stream::stream::<Zmm>(from, count) }
 }
 
 #[derive(Clone, Copy)]

@@ -1,7 +1,7 @@
 //! The kernels: one table of functions for each instruction set, chosen at run time. What they compute and in which
-//! order is written once, in `tile` (products), `dot` (products with few outputs) and `norm` (row norms), over
-//! [`Lanes`]; an instruction set is an implementation of that trait. Kernels know nothing about batches, threads or
-//! frames.
+//! order is written once, in `tile` (products), `dot` (products with few outputs), `norm` (row norms) and `stream` (a
+//! plain read), over [`Lanes`]; an instruction set is an implementation of that trait. Kernels know nothing about
+//! batches, threads or frames.
 //!
 //! Every element is summed in an order that only its k decides, whichever tile or thread computes it. So a row's result
 //! depends on nothing but that row, and the kernels that fuse multiply and add agree to the last bit.
@@ -14,6 +14,7 @@
 mod dot;
 mod norm;
 mod portable;
+mod stream;
 mod tile;
 
 #[cfg(target_arch = "x86_64")]
@@ -27,6 +28,7 @@ use crate::panels::LANE;
 
 pub(crate) use dot::DotBlock;
 pub(crate) use norm::NormBlock;
+pub(crate) use stream::STREAM_STEP;
 pub(crate) use tile::Block;
 
 /// Sixteen floats side by side, in whatever registers an instruction set has for them.
@@ -60,9 +62,12 @@ pub(crate) trait Lanes: Copy {
 #[derive(Debug)]
 pub struct Kernels {
     set: KernelSet,
+    /// Rows of the highest tile of a product.
+    pub(crate) tile_rows: usize,
     pub(crate) product: unsafe fn(&Block),
     pub(crate) dot: unsafe fn(&DotBlock),
     pub(crate) row_norm: unsafe fn(&NormBlock),
+    pub(crate) stream: unsafe fn(*const f32, usize) -> f32,
 }
 
 impl Kernels {

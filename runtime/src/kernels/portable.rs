@@ -1,9 +1,16 @@
 //! Kernels in plain Rust, which the compiler turns into whatever vectors the target has.
 
-use super::{Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, dot, norm, tile};
+use super::{Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, dot, norm, stream, tile};
 use crate::panels::LANE;
 
-pub(super) static KERNELS: Kernels = Kernels { set: KernelSet::Portable, product, dot, row_norm };
+pub(super) static KERNELS: Kernels = Kernels {
+    set: KernelSet::Portable,
+    tile_rows: tile::rows(Floats::ACCUMULATORS),
+    product,
+    dot,
+    row_norm,
+    stream,
+};
 
 unsafe fn product(block: &Block) {
     // SAFETY: the block is the caller's promise; plain Rust runs on any CPU.
@@ -18,6 +25,11 @@ unsafe fn dot(block: &DotBlock) {
 unsafe fn row_norm(block: &NormBlock) {
     // SAFETY: the block is the caller's promise; plain Rust runs on any CPU.
     unsafe { norm::row_norm::<Floats>(block) }
+}
+
+unsafe fn stream(from: *const f32, count: usize) -> f32 {
+    // SAFETY: the floats are the caller's promise; plain Rust runs on any CPU.
+    unsafe { stream::stream::<Floats>(from, count) }
 }
 
 #[derive(Clone, Copy)]

@@ -17,6 +17,11 @@ const K_BLOCK: usize = 1024;
 /// How many steps of k ahead of its use a line of the panel is fetched into the first-level cache.
 const PREFETCH_STEPS: usize = 16;
 
+/// Rows of the highest tile of an instruction set.
+pub(super) const fn rows(accumulators: usize) -> usize {
+    if accumulators < TILE_ROWS { accumulators } else { TILE_ROWS }
+}
+
 /// A block of rows of a product, over one panel.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Block {
@@ -105,7 +110,7 @@ pub(super) unsafe fn product<L: Lanes>(block: &Block) {
 /// The rows in as few tiles as can hold them, all about as high: a low tile takes hardly less time than a high one.
 #[inline(always)]
 unsafe fn all_rows<L: Lanes>(block: &Block, steps: Steps) {
-    let tiles = block.rows.div_ceil(TILE_ROWS.min(L::ACCUMULATORS));
+    let tiles = block.rows.div_ceil(rows(L::ACCUMULATORS));
     for tile in 0..tiles {
         let (row, end) = (tile * block.rows / tiles, (tile + 1) * block.rows / tiles);
         let ahead = next_block(block, steps, tile, tiles);

@@ -2,11 +2,10 @@
 //! random weights. It knows nothing about how they are shown.
 
 use crate::cli::error::CliError;
-use engraft::compiler::values::to_tensor;
+use crate::cli::layer::{Factors, Layer, tensor};
 use engraft::import::peft::{Attached, LoraConfig, PeftAdapter, attach};
 use engraft::import::safetensors::parse_weights;
 use engraft::ir::layers::linear;
-use engraft::ir::{Symbol, sample};
 use engraft::prelude::*;
 use engraft::runtime::{self, Weights};
 use std::path::PathBuf;
@@ -22,18 +21,28 @@ pub struct Example {
     /// The graph of the base.
     pub base: Graph,
     /// The graph with the adapter.
-    pub attached: Attached,
+    pub adapted: Graph,
     /// All parameters of both.
     pub weights: Weights,
     /// The input `x` of both.
     pub input: Arc<runtime::Tensor>,
 }
 
-/// The example that PEFT recorded, and its output `y`.
+/// The example that PEFT recorded.
+pub struct Recorded {
+    /// The example.
+    pub example: Example,
+    /// What attaching the adapter reported.
+    pub report: String,
+    /// The output `y`.
+    pub output: Arc<runtime::Tensor>,
+}
+
+/// The example that PEFT recorded.
 ///
 /// # Errors
 /// The demo's own data cannot be read.
-pub fn recorded() -> Result<(Example, Arc<runtime::Tensor>), CliError> {
+pub fn recorded() -> Result<Recorded, CliError> {
     let g = GraphBuilder::new("mlp");
     let x = g.input("x", F32, dims!["batch", 24]);
     let hidden = linear(x, "fc1", 40, true).relu();
@@ -48,45 +57,21 @@ pub fn recorded() -> Result<(Example, Arc<runtime::Tensor>), CliError> {
     }
     let recorded = parse_weights("io.safetensors", RECORDED)?;
     let tensor = |tensor: &'static str| recorded.get(tensor).cloned().ok_or(CliError::NoRecording { tensor });
-    Ok((Example { base, attached, weights, input: tensor("x")? }, tensor("y")?))
+    let example = Example { base, adapted: attached.graph, weights, input: tensor("x")? };
+    Ok(Recorded { example, report: attached.report.to_string(), output: tensor("y")? })
 }
 
-/// The sizes of the realistic layer: features in and out, and r.
-pub const LAYER: (usize, usize, usize) = (768, 768, 8);
+/// The realistic layer.
+pub const LAYER: Layer = Layer { inputs: 768, outputs: 768, rank: 8 };
 
 /// A DoRA layer of a realistic size with random values.
 ///
 /// # Errors
 /// None that a sound build gives rise to.
 pub fn realistic(batch: usize) -> Result<Example, CliError> {
-    let (inputs, outputs, rank) = LAYER;
-    let g = GraphBuilder::new("layer");
-    let x = g.input("x", F32, dims!["batch", inputs]);
-    g.output("y", linear(x, "fc", outputs, true));
-    let base = g.finish()?;
-
-    let config = format!(
-        r#"{{"peft_type": "LORA", "use_dora": true, "r": {rank}, "lora_alpha": 16, "target_modules": ["fc"]}}"#
-    );
-    let mut tensors = Weights::new();
-    for (name, shape) in [
-        ("lora_A.weight", vec![rank, inputs]),
-        ("lora_B.weight", vec![outputs, rank]),
-        ("lora_magnitude_vector", vec![outputs]),
-    ] {
-        let zeros = runtime::Tensor::zeros(runtime::DType::F32, &shape)?;
-        tensors.insert(format!("base_model.model.fc.{name}"), zeros);
-    }
-    let attached = attached(&base, &PeftAdapter::new(LoraConfig::parse(&config)?, &tensors)?)?;
-
-    let bindings = [(Symbol::new("batch"), batch as u64)].into();
-    let values = sample::values(&attached.graph, &bindings, 1)?;
-    let mut weights = Weights::new();
-    for param in attached.graph.params() {
-        weights.insert(&param.name, to_tensor(&values[&param.name], &param.ty)?);
-    }
-    let input = to_tensor(&values["x"], &attached.graph.inputs()[0].ty)?;
-    Ok(Example { base, attached, weights, input: Arc::new(input) })
+    let weights = LAYER.values(batch)?;
+    let input = Arc::clone(tensor(&weights, "x")?);
+    Ok(Example { base: LAYER.dense()?, adapted: LAYER.dora(Factors::Loaded)?, weights, input })
 }
 
 fn attached(base: &Graph, adapter: &PeftAdapter) -> Result<Attached, CliError> {

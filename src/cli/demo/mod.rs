@@ -2,24 +2,24 @@
 
 mod example;
 mod page;
-mod timing;
 
 use super::agreement::Agreement;
 use super::error::{CliError, Sought};
 use super::execute::{Execution, call};
+use super::layer::Layer;
 use super::output::{FAINT, Output};
+use super::timing::{Caller, medians, microseconds};
 use clap::Args;
 use engraft::compiler::trace::Trace;
 use engraft::compiler::values::to_value;
 use engraft::ir::Graph;
 use engraft::runtime::{Context, Model, Options as RuntimeOptions, Tensor};
 use engraft::{Compiled, Options, compile};
-use example::{Example, LAYER};
-use serde::{Serialize, Serializer};
+use example::{Example, LAYER, Recorded};
+use serde::Serialize;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use timing::{Contender, ROUNDS, medians};
 
 /// Compile a DoRA adapter that PEFT saved, run it, and compare it with PEFT
 #[derive(Args)]
@@ -56,10 +56,6 @@ struct Times {
     as_built: Duration,
 }
 
-fn microseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(time.as_secs_f64() * 1e6)
-}
-
 /// The demo in numbers.
 #[derive(Serialize)]
 struct Facts<'a> {
@@ -91,12 +87,12 @@ impl Demo {
         // One thread: a layer as small as these is no work for more.
         let options = RuntimeOptions { threads: Some(NonZeroUsize::MIN), ..RuntimeOptions::default() };
         let context = Arc::new(Context::new(options)?);
-        let (example, theirs) = example::recorded()?;
+        let Recorded { example, report, output: theirs } = example::recorded()?;
         let programs = Programs::of(&example)?;
         let compare = |program, compiled: &Compiled| compare(program, compiled, &example, &theirs, &context);
         let compared = [compare("fused", &programs.fused)?, compare("as built", &programs.as_built)?];
         if !self.json {
-            tell(output, &example, &programs, &compared)?;
+            tell(output, (&example, &report), &programs, &compared)?;
         }
         if let Some(Compared { program, agreement }) = compared.iter().find(|c| !c.agreement.holds()) {
             let what = format!("the program {program} and PEFT's recording");
@@ -104,10 +100,9 @@ impl Demo {
         }
         let times = all_times(&example, &programs, &context)?;
         if self.json {
-            return output.json(&facts(&example, &programs, &compared, &times));
+            return output.json(&facts((&example, &report), &programs, &compared, &times));
         }
-        let title = format!("Time of one call: one thread, medians of {ROUNDS} interleaved turns");
-        page::heading(output, 6, &title)?;
+        page::heading(output, 6, "Time of one call: one thread, medians of interleaved turns")?;
         page::times(output, &times)?;
         let milliseconds = programs.compile_time.as_secs_f64() * 1e3;
         output.line(format_args!(
@@ -120,9 +115,9 @@ impl Programs {
     fn of(example: &Example) -> Result<Self, CliError> {
         let base = compile(&example.base, &Options::default())?;
         let start = Instant::now();
-        let fused = compile(&example.attached.graph, &Options::default())?;
+        let fused = compile(&example.adapted, &Options::default())?;
         let compile_time = start.elapsed();
-        let as_built = compile(&example.attached.graph, &AS_BUILT)?;
+        let as_built = compile(&example.adapted, &AS_BUILT)?;
         Ok(Self { base, fused, as_built, compile_time })
     }
 }
@@ -130,20 +125,20 @@ impl Programs {
 /// Sections 1 to 5.
 fn tell(
     output: &mut Output,
-    example: &Example,
+    (example, report): (&Example, &str),
     programs: &Programs,
     compared: &[Compared],
 ) -> Result<(), CliError> {
     page::heading(output, 1, "Loaded: a DoRA adapter as PEFT saved it, and its base")?;
     output.line("   base: x [batch, 24] -> fc1 [40, 24] -> relu -> fc2 [16, 40], frozen")?;
-    for line in example.attached.report.to_string().lines() {
+    for line in report.lines() {
         output.line(format_args!("   {line}"))?;
     }
     let section = |output: &mut Output, number, title: &str, graph: &Graph| {
         page::heading(output, number, &format!("{title}: {} nodes to compute", page::computed(graph)))?;
         page::graph(output, graph)
     };
-    section(output, 2, "The graph with the adapter attached, as built", &example.attached.graph)?;
+    section(output, 2, "The graph with the adapter attached, as built", &example.adapted)?;
     page::heading(output, 3, "What the optimiser did")?;
     page::trace(output, &programs.fused.trace)?;
     section(output, 4, "The graph that runs", &programs.fused.graph)?;
@@ -152,15 +147,15 @@ fn tell(
 }
 
 fn facts<'a>(
-    example: &Example,
+    (example, report): (&Example, &str),
     programs: &Programs,
     compared: &'a [Compared],
     times: &'a [Times],
 ) -> Facts<'a> {
     let trace: &Trace = &programs.fused.trace;
-    let graphs = [&example.attached.graph, &programs.fused.graph];
+    let graphs = [&example.adapted, &programs.fused.graph];
     Facts {
-        adapter: example.attached.report.to_string().lines().map(str::to_owned).collect(),
+        adapter: report.lines().map(str::to_owned).collect(),
         computed_nodes: graphs.map(page::computed),
         rewrites: trace.rewrites().map(|(pass, r)| format!("{pass}: {} at {}", r.rule, r.node)).collect(),
         staged: trace.staged().map(|staged| staged.to_string().trim().to_owned()).collect(),
@@ -201,7 +196,7 @@ fn load(compiled: &Compiled, example: &Example, context: &Arc<Context>) -> Resul
 
 fn all_times(example: &Example, programs: &Programs, context: &Arc<Context>) -> Result<Vec<Times>, CliError> {
     let mut all = vec![times("the example", example, programs, context)?];
-    let (inputs, outputs, rank) = LAYER;
+    let Layer { inputs, outputs, rank } = LAYER;
     let what = format!("{inputs} to {outputs}, r {rank}");
     // One program serves every batch.
     let mut programs = None;
@@ -223,9 +218,11 @@ fn times(
     context: &Arc<Context>,
 ) -> Result<Times, CliError> {
     let Programs { base, fused, as_built, .. } = programs;
-    let contender =
-        |compiled| Ok::<_, CliError>(Contender::new(&load(compiled, example, context)?, &example.input));
-    let [base, fused, as_built] = medians([contender(base)?, contender(fused)?, contender(as_built)?])?;
+    let caller =
+        |compiled| Ok::<_, CliError>(Caller::new(&load(compiled, example, context)?, vec![&*example.input]));
+    let (mut base, mut fused, mut as_built) = (caller(base)?, caller(fused)?, caller(as_built)?);
+    let times = medians(&mut [&mut base, &mut fused, &mut as_built])?.times;
+    let [base, fused, as_built] = [times[0], times[1], times[2]];
     let batch = example.input.shape()[0];
     Ok(Times { what: what.to_owned(), batch, base, fused, as_built })
 }

@@ -5,6 +5,7 @@ use super::{Compared, Times};
 use crate::cli::agreement::TOLERANCE;
 use crate::cli::error::CliError;
 use crate::cli::output::{BAD, FAINT, GOOD, HEADING, Output, wrapped};
+use crate::cli::timing::shown;
 use engraft::compiler::trace::{Event, Staged, Trace};
 use engraft::ir::text::expression;
 use engraft::ir::{Graph, Op, Stage, Stages};
@@ -103,9 +104,4 @@ pub fn times(output: &mut Output, times: &[Times]) -> Result<(), CliError> {
         ))?;
     }
     Ok(())
-}
-
-fn shown(time: Duration) -> String {
-    let micros = time.as_secs_f64() * 1e6;
-    if micros < 1000.0 { format!("{micros:.2} µs") } else { format!("{:.2} ms", micros / 1e3) }
 }
