@@ -18,9 +18,11 @@ fn innermost_loops(text: &str) -> Vec<Vec<&str>> {
     let lines: Vec<_> = text.lines().map(str::trim).collect();
     let mut loops: Vec<(usize, usize)> = Vec::new();
     for (end, line) in lines.iter().enumerate().filter(|(_, line)| line.starts_with('j')) {
-        let target = line.rsplit("label").next().unwrap_or_default();
-        let start = lines[..end].iter().position(|line| *line == format!("block{target}:"));
-        loops.extend(start.map(|start| (start, end)));
+        for target in line.split("label").skip(1) {
+            let number = target.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+            let start = lines[..end].iter().position(|line| *line == format!("block{number}:"));
+            loops.extend(start.map(|start| (start, end)));
+        }
     }
     let contains_other = |&(start, end): &(usize, usize)| {
         loops.iter().any(|&(s, e)| (s, e) != (start, end) && start <= s && e <= end)

@@ -97,7 +97,7 @@ impl Emit<'_, '_> {
         // Beyond these the result is 0 or infinity in f32.
         let (least, most) = (self.number(width, -104.0), self.number(width, 89.0));
         let x = self.choose(FloatCC::LessThan, x, least, least, x);
-        let x = self.choose(FloatCC::GreaterThan, x, most, most, x);
+        let x = self.choose(FloatCC::LessThan, most, x, most, x);
         // Adding 1.5 · 2²³ leaves the nearest integer in the low bits; 254 more, the bias of two exponents.
         let (log2_e, magic) = (self.number(width, LOG2_E), self.number(width, 12_582_912.0 + 254.0));
         let shifted = self.mul_add(x, log2_e, magic);
