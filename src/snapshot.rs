@@ -33,7 +33,7 @@
 //! `cargo insta review` shows what changed since a snapshot was accepted; with `INSTA_UPDATE=no` nothing is accepted in
 //! silence.
 
-use engraft_compiler::{Clif, CompileError, Options, compile, optimize, plan as planned};
+use engraft_compiler::{Assembly, Clif, CompileError, Options, assembly, compile, optimize, plan as planned};
 use engraft_ir::{Graph, text};
 
 /// A level of the lowering.
@@ -49,11 +49,13 @@ pub enum Level {
     Plan,
     /// The code, in Cranelift's text form, before it is made into machine code.
     Clif,
+    /// The machine code of this machine, in Cranelift's text form.
+    Asm,
 }
 
 impl Level {
     /// All levels, in the order of lowering.
-    pub const ALL: [Self; 5] = [Self::Built, Self::Trace, Self::Optimized, Self::Plan, Self::Clif];
+    pub const ALL: [Self; 6] = [Self::Built, Self::Trace, Self::Optimized, Self::Plan, Self::Clif, Self::Asm];
 
     /// The name, as the command `engraft show --stage` takes it.
     pub fn name(self) -> &'static str {
@@ -63,6 +65,7 @@ impl Level {
             Self::Optimized => "optimized",
             Self::Plan => "plan",
             Self::Clif => "clif",
+            Self::Asm => "asm",
         }
     }
 
@@ -84,13 +87,18 @@ pub fn at(level: Level, graph: &Graph, options: &Options) -> Result<String, Comp
         Level::Plan => planned(&optimize(graph, options)?.graph, options)?.to_string(),
         Level::Clif => {
             let functions = compile(graph, options)?.clif;
-            functions
-                .iter()
-                .map(|Clif { name, text }| format!("; {name}\n{text}"))
-                .collect::<Vec<_>>()
-                .join("\n")
+            listing(functions.iter().map(|Clif { name, text }| (name, text)))
+        }
+        Level::Asm => {
+            let functions = assembly(&planned(&optimize(graph, options)?.graph, options)?)?;
+            listing(functions.iter().map(|Assembly { name, text }| (name, text)))
         }
     })
+}
+
+/// Functions one after the other, each under its name.
+fn listing<'a>(functions: impl Iterator<Item = (&'a String, &'a String)>) -> String {
+    functions.map(|(name, text)| format!("; {name}\n{text}")).collect::<Vec<_>>().join("\n")
 }
 
 /// The graph as it was built.

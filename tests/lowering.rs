@@ -34,9 +34,9 @@ fn graph(write: for<'g> fn(Layer<'g>) -> Tensor<'g>) -> Graph {
     g.finish().unwrap()
 }
 
-/// Snapshots every level of a form.
+/// Snapshots every level of a form that is the same on every machine.
 fn check(form: &str, graph: &Graph) {
-    for level in Level::ALL {
+    for level in Level::ALL.into_iter().filter(|level| *level != Level::Asm) {
         let text = at(level, graph, &Options::default()).unwrap();
         insta::assert_snapshot!(format!("{form}_{}", level.name()), text);
     }

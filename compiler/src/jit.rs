@@ -2,7 +2,7 @@
 //! memory they live in, freed once, when the last holder of the program is gone. The compiler's only `unsafe`.
 #![allow(unsafe_code)]
 
-use crate::codegen::{self, Clif, CodegenError};
+use crate::codegen::{self, Assembly, Clif, CodegenError};
 use crate::plan::Plan;
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_jit::{JITBuilder, JITModule};
@@ -87,10 +87,23 @@ pub fn compile(plan: &Plan) -> Result<Jitted, JitError> {
     Ok(Jitted { program: Program::new(spec, code)?, clif: emitted.clif })
 }
 
+/// The machine code that a plan becomes on this machine, as text; nothing is run.
+///
+/// # Errors
+/// [`JitError`].
+pub fn assembly(plan: &Plan) -> Result<Vec<Assembly>, JitError> {
+    let mut module = new_module()?;
+    let assembly = codegen::assembly(&mut module, plan);
+    drop(CodeMemory { module: Mutex::new(Some(module)) });
+    Ok(assembly?)
+}
+
 /// A JIT module for this machine, with the runtime's kernels linked in.
 fn new_module() -> Result<JITModule, JitError> {
     let mut flags = settings::builder();
-    flags.set("opt_level", "speed")?;
+    // The code is emitted as it should run. Cranelift's optimiser would move the constants of exp and its like out of the
+    // loops, more of them than there are registers, and back in as spills.
+    flags.set("opt_level", "none")?;
     flags.set("is_pic", "false")?;
     // Both prove the compiler right at a price in time: in debug builds, so in tests.
     let check = if cfg!(debug_assertions) { "true" } else { "false" };

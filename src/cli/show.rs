@@ -82,7 +82,7 @@ impl Show {
         let text = match stage {
             Level::Built => format.printer()(&graph),
             Level::Optimized => format.printer()(&optimize(&graph, &options)?.graph),
-            Level::Trace | Level::Plan | Level::Clif => snapshot::at(stage, &graph, &options)?,
+            Level::Trace | Level::Plan | Level::Clif | Level::Asm => snapshot::at(stage, &graph, &options)?,
         };
         output.text(&text)
     }

@@ -3,7 +3,7 @@
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::{F32, F32X4, I32, I32X4, I64};
-use cranelift_codegen::ir::{BlockArg, InstBuilder, MemFlagsData, Type, Value};
+use cranelift_codegen::ir::{BlockArg, ConstantData, InstBuilder, MemFlagsData, Type, Value};
 use cranelift_frontend::FunctionBuilder;
 use engraft_ir::{Dim, Symbol};
 use std::collections::BTreeMap;
@@ -39,7 +39,7 @@ impl Width {
     }
 
     /// Bytes of f32 lanes.
-    pub(super) fn bytes(self) -> i64 {
+    pub(super) const fn bytes(self) -> i64 {
         match self {
             Self::Scalar => 4,
             Self::Vector => 4 * LANES,
@@ -119,25 +119,57 @@ impl<'a, 'f> Emit<'a, 'f> {
         carried: &[Value],
         body: impl FnOnce(&mut Self, &[Value]) -> Vec<Value>,
     ) -> Vec<Value> {
-        let (header, inside, after) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
-        let left = self.b.append_block_param(header, I64);
+        self.cycle(count, count, carried, |e, left, carried| {
+            let next = body(e, carried);
+            let left = e.b.ins().iadd_imm_s(left, -1);
+            (left, left, next)
+        })
+    }
+
+    /// Runs `body` at the offsets `from`, `from + step`, .. below `to`, which must be one of them, on values that it
+    /// carries along, and returns what they are in the end.
+    pub(super) fn steps(
+        &mut self,
+        [from, to]: [Value; 2],
+        step: i64,
+        carried: &[Value],
+        body: impl FnOnce(&mut Self, Value, &[Value]) -> Vec<Value>,
+    ) -> Vec<Value> {
+        let enter = self.below(from, to);
+        self.cycle(enter, from, carried, |e, offset, carried| {
+            let next = body(e, offset, carried);
+            let offset = e.b.ins().iadd_imm_s(offset, step);
+            (e.below(offset, to), offset, next)
+        })
+    }
+
+    /// A loop that is tested at its end, so that it costs one branch a round: `body` gets the counter and what is
+    /// carried, and says whether there is another round, and with which.
+    fn cycle(
+        &mut self,
+        enter: Value,
+        counter: Value,
+        carried: &[Value],
+        body: impl FnOnce(&mut Self, Value, &[Value]) -> (Value, Value, Vec<Value>),
+    ) -> Vec<Value> {
+        fn arguments(values: &[Value]) -> Vec<BlockArg> {
+            values.iter().copied().map(Into::into).collect()
+        }
+        let (inside, after) = (self.b.create_block(), self.b.create_block());
+        let inner_counter = self.b.append_block_param(inside, I64);
         let types: Vec<_> = carried.iter().map(|&v| self.b.func.dfg.value_type(v)).collect();
-        let params: Vec<_> = types.iter().map(|&ty| self.b.append_block_param(header, ty)).collect();
-        let enter: Vec<BlockArg> =
-            std::iter::once(count).chain(carried.iter().copied()).map(Into::into).collect();
-        self.b.ins().jump(header, &enter);
-        self.b.switch_to_block(header);
-        self.b.ins().brif(left, inside, &[], after, &[]);
+        let params: Vec<_> = types.iter().map(|&ty| self.b.append_block_param(inside, ty)).collect();
+        let results: Vec<_> = types.iter().map(|&ty| self.b.append_block_param(after, ty)).collect();
+        let first = [&[counter], carried].concat();
+        self.b.ins().brif(enter, inside, &arguments(&first), after, &arguments(carried));
         self.b.switch_to_block(inside);
-        let next = body(self, &params);
-        let left = self.b.ins().iadd_imm_s(left, -1);
-        let again: Vec<BlockArg> = std::iter::once(left).chain(next).map(Into::into).collect();
-        self.b.ins().jump(header, &again);
-        self.b.seal_block(header);
+        let (again, counter, next) = body(self, inner_counter, &params);
+        let following = [&[counter], next.as_slice()].concat();
+        self.b.ins().brif(again, inside, &arguments(&following), after, &arguments(&next));
         self.b.seal_block(inside);
-        self.b.switch_to_block(after);
         self.b.seal_block(after);
-        params
+        self.b.switch_to_block(after);
+        results
     }
 
     /// `count`, or 0 if one of the extents inside is 0: counting many times nothing takes long, and a tensor without
@@ -167,9 +199,23 @@ impl<'a, 'f> Emit<'a, 'f> {
 
     /// `count / LANES` and `count % LANES`.
     pub(super) fn split_lanes(&mut self, count: Value) -> (Value, Value) {
-        let vectors = self.b.ins().ushr_imm_s(count, i64::from(LANES.ilog2()));
-        let rest = self.b.ins().band_imm_s(count, LANES - 1);
-        (vectors, rest)
+        self.split(count, LANES)
+    }
+
+    /// `count / by` and `count % by`, where `by` is a power of two.
+    pub(super) fn split(&mut self, count: Value, by: i64) -> (Value, Value) {
+        let whole = self.b.ins().ushr_imm_s(count, i64::from(by.ilog2()));
+        let rest = self.b.ins().band_imm_s(count, by - 1);
+        (whole, rest)
+    }
+
+    /// How `count` contiguous f32 are covered: where, in bytes, `vectors` vectors at a time end, single vectors, and
+    /// single elements. `vectors` is a power of two.
+    pub(super) fn cover(&mut self, count: Value, vectors: i64) -> [Value; 3] {
+        let end = self.bytes(count, 4);
+        let blocks = self.b.ins().band_imm_s(end, -(Width::Vector.bytes() * vectors));
+        let singles = self.b.ins().band_imm_s(end, -Width::Vector.bytes());
+        [blocks, singles, end]
     }
 
     // --- addresses ---------------------------------------------------------------------------------------------------
@@ -192,23 +238,43 @@ impl<'a, 'f> Emit<'a, 'f> {
         self.b.ins().load(width.float(), memory(), pointer, 0)
     }
 
+    /// Loads from `base + offset + displacement`, which is one operand of one instruction.
+    pub(super) fn load_at(&mut self, width: Width, base: Value, offset: Value, displacement: i64) -> Value {
+        let pointer = self.advance(base, offset);
+        self.b.ins().load(width.float(), memory(), pointer, displacement as i32)
+    }
+
     pub(super) fn store(&mut self, value: Value, pointer: Value) {
         self.b.ins().store(memory(), value, pointer, 0);
     }
 
+    /// Stores at `base + offset + displacement`.
+    pub(super) fn store_at(&mut self, value: Value, base: Value, offset: Value, displacement: i64) {
+        let pointer = self.advance(base, offset);
+        self.b.ins().store(memory(), value, pointer, displacement as i32);
+    }
+
     // --- floats ------------------------------------------------------------------------------------------------------
 
+    /// A number, in every lane. Vectors are read from the function's pool of constants, where they are used.
     pub(super) fn number(&mut self, width: Width, value: f32) -> Value {
-        let scalar = self.b.ins().f32const(value);
-        self.fit(scalar, width)
+        match width {
+            Width::Scalar => self.b.ins().f32const(value),
+            Width::Vector => self.pooled(F32X4, value.to_bits()),
+        }
     }
 
     pub(super) fn bits(&mut self, width: Width, value: i32) -> Value {
-        let scalar = self.b.ins().iconst(I32, i64::from(value));
         match width {
-            Width::Scalar => scalar,
-            Width::Vector => self.b.ins().splat(I32X4, scalar),
+            Width::Scalar => self.b.ins().iconst(I32, i64::from(value)),
+            Width::Vector => self.pooled(I32X4, value as u32),
         }
+    }
+
+    fn pooled(&mut self, ty: Type, lane: u32) -> Value {
+        let lanes = lane.to_le_bytes().repeat(LANES as usize);
+        let constant = self.b.func.dfg.constants.insert(ConstantData::from(lanes.as_slice()));
+        self.b.ins().vconst(ty, constant)
     }
 
     /// The value in every lane, if it is one and several are asked for.

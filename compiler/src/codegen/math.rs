@@ -8,11 +8,19 @@ use cranelift_codegen::ir::{InstBuilder, Value};
 use engraft_ir::ops::{Binary, Unary};
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LOG2_E};
 
+/// Whether the function's code is long enough to keep a core busy by itself, and to need most of its registers.
+pub(super) fn is_long(function: Unary) -> bool {
+    matches!(
+        function,
+        Unary::Exp | Unary::Tanh | Unary::Sigmoid | Unary::Silu | Unary::Gelu | Unary::GeluTanh
+    )
+}
+
 impl Emit<'_, '_> {
     /// A function of one value.
     pub(super) fn unary(&mut self, function: Unary, width: Width, x: Value) -> Value {
         match function {
-            Unary::Neg => self.b.ins().fneg(x),
+            Unary::Neg => self.negate(width, x),
             Unary::Sqrt => self.b.ins().sqrt(x),
             Unary::Rsqrt => {
                 let root = self.b.ins().sqrt(x);
@@ -48,6 +56,26 @@ impl Emit<'_, '_> {
         }
     }
 
+    /// `-x`. Vectors flip the sign with one number from memory; the instruction for it makes that number each time.
+    fn negate(&mut self, width: Width, x: Value) -> Value {
+        if width == Width::Scalar {
+            return self.b.ins().fneg(x);
+        }
+        let (bits, sign) = (self.as_int(width, x), self.bits(width, i32::MIN));
+        let bits = self.b.ins().bxor(bits, sign);
+        self.as_float(width, bits)
+    }
+
+    /// `|x|`, as [`Self::negate`].
+    fn magnitude(&mut self, width: Width, x: Value) -> Value {
+        if width == Width::Scalar {
+            return self.b.ins().fabs(x);
+        }
+        let (bits, rest) = (self.as_int(width, x), self.bits(width, i32::MAX));
+        let bits = self.b.ins().band(bits, rest);
+        self.as_float(width, bits)
+    }
+
     pub(super) fn reciprocal(&mut self, width: Width, x: Value) -> Value {
         let one = self.number(width, 1.0);
         self.div(one, x)
@@ -69,10 +97,9 @@ impl Emit<'_, '_> {
         // Beyond these the result is 0 or infinity in f32.
         let (least, most) = (self.number(width, -104.0), self.number(width, 89.0));
         let x = self.choose(FloatCC::LessThan, x, least, least, x);
-        let x = self.choose(FloatCC::GreaterThan, x, most, most, x);
-        // Adding 1.5 · 2²³ leaves the nearest integer in the low bits.
-        let round = 12_582_912.0_f32;
-        let (log2_e, magic) = (self.number(width, LOG2_E), self.number(width, round));
+        let x = self.choose(FloatCC::LessThan, most, x, most, x);
+        // Adding 1.5 · 2²³ leaves the nearest integer in the low bits; 254 more, the bias of two exponents.
+        let (log2_e, magic) = (self.number(width, LOG2_E), self.number(width, 12_582_912.0 + 254.0));
         let shifted = self.mul_add(x, log2_e, magic);
         let n = self.sub(shifted, magic);
         // ln 2 in two parts, the first exact in few bits, so that n times it is exact.
@@ -87,28 +114,24 @@ impl Emit<'_, '_> {
         let one = self.number(width, 1.0);
         let mantissa = self.add(tail, one);
 
-        let (bits, base) = (self.as_int(width, shifted), self.bits(width, round.to_bits() as i32));
-        let n = self.b.ins().isub(bits, base);
-        let half = self.b.ins().sshr_imm_s(n, 1);
-        let rest = self.b.ins().isub(n, half);
-        let (first, second) = (self.power_of_two(width, half), self.power_of_two(width, rest));
-        let scaled = self.mul(mantissa, first);
-        self.mul(scaled, second)
-    }
-
-    /// `2ⁿ` for n within the exponents of normal numbers.
-    fn power_of_two(&mut self, width: Width, n: Value) -> Value {
-        let bias = self.bits(width, 127);
-        let exponent = self.b.ins().iadd(n, bias);
-        let bits = self.b.ins().ishl_imm_s(exponent, 23);
-        self.as_float(width, bits)
+        // 2ⁿ is 2ᵃ · 2ᵇ with a = ⌊n / 2⌋: the low bits are n + 254, and each half of that is a biased exponent. What
+        // stands above them is shifted out.
+        let bits = self.as_int(width, shifted);
+        let first = self.b.ins().sshr_imm_s(bits, 1);
+        let second = self.b.ins().isub(bits, first);
+        let factors = [first, second].map(|exponent| {
+            let bits = self.b.ins().ishl_imm_s(exponent, 23);
+            self.as_float(width, bits)
+        });
+        let scaled = self.mul(mantissa, factors[0]);
+        self.mul(scaled, factors[1])
     }
 
     /// `1 / (1 + exp(-x))`, for negative x as `exp(x) / (1 + exp(x))`, so that no exponential overflows and results
     /// near 0 are exact.
     fn sigmoid(&mut self, width: Width, x: Value) -> Value {
-        let magnitude = self.b.ins().fabs(x);
-        let negative = self.b.ins().fneg(magnitude);
+        let magnitude = self.magnitude(width, x);
+        let negative = self.negate(width, magnitude);
         let e = self.exp(width, negative);
         let (zero, one) = (self.number(width, 0.0), self.number(width, 1.0));
         let numerator = self.choose(FloatCC::LessThan, x, zero, e, one);
@@ -124,7 +147,7 @@ impl Emit<'_, '_> {
         let cube = self.mul(square, x);
         let near = self.mul_add(series, cube, x);
 
-        let magnitude = self.b.ins().fabs(x);
+        let magnitude = self.magnitude(width, x);
         let doubled = self.add(magnitude, magnitude);
         let e = self.exp(width, doubled);
         let (one, two) = (self.number(width, 1.0), self.number(width, 2.0));
@@ -149,7 +172,7 @@ impl Emit<'_, '_> {
     fn normal_cdf(&mut self, width: Width, x: Value) -> Value {
         let root = self.number(width, FRAC_1_SQRT_2);
         let scaled = self.mul(x, root);
-        let u = self.b.ins().fabs(scaled);
+        let u = self.magnitude(width, scaled);
         let (half, one) = (self.number(width, 0.5), self.number(width, 1.0));
 
         // |u| < 1: erf is an odd polynomial.
@@ -178,7 +201,7 @@ impl Emit<'_, '_> {
     /// `erfc(u)` for `u >= 1`: `exp(-u²) / u` times a polynomial in `1 / u²`.
     fn erfc(&mut self, width: Width, u: Value) -> Value {
         let square = self.mul(u, u);
-        let negative = self.b.ins().fneg(square);
+        let negative = self.negate(width, square);
         let e = self.exp(width, negative);
         let inverse = self.reciprocal(width, u);
         let y = self.mul(inverse, inverse);

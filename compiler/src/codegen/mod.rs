@@ -52,6 +52,16 @@ pub struct Clif {
     pub text: String,
 }
 
+/// A function as machine code, in Cranelift's text form: one instruction a line, `blockN:` before each block. It depends
+/// on the CPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assembly {
+    /// The function's name.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+}
+
 /// What was emitted.
 #[derive(Debug)]
 pub struct Emitted {
@@ -70,18 +80,15 @@ pub struct Emitted {
 /// # Errors
 /// [`CodegenError`].
 pub fn emit<M: Module>(module: &mut M, plan: &Plan) -> Result<Emitted, CodegenError> {
-    let symbols = plan.symbols.iter().map(|bound| bound.symbol.clone()).collect();
-    let (kernels, constants, entries, clif) = (Vec::new(), Vec::new(), BTreeMap::new(), Vec::new());
-    let mut codegen = Codegen { module, plan, symbols, kernels, constants, entries, clif };
-    codegen.constants()?;
-    let mut layout = SizesLayout::new();
-    let spec = spec::program_spec(plan, &mut layout);
-    let sizes = codegen.sizes(&layout)?;
-    let mut stages = [sizes; 3];
-    for stage in STAGES {
-        stages[stage_index(stage)] = codegen.stage(stage)?;
-    }
-    Ok(Emitted { stages, sizes, spec, clif: codegen.clif })
+    Codegen::new(module, plan, None).run().map(|(emitted, _)| emitted)
+}
+
+/// Emits a plan into a module, to look at: the text of every function's machine code.
+///
+/// # Errors
+/// [`CodegenError`].
+pub fn assembly<M: Module>(module: &mut M, plan: &Plan) -> Result<Vec<Assembly>, CodegenError> {
+    Codegen::new(module, plan, Some(Vec::new())).run().map(|(_, assembly)| assembly)
 }
 
 struct Codegen<'a, M: Module> {
@@ -93,6 +100,8 @@ struct Codegen<'a, M: Module> {
     constants: Vec<DataId>,
     entries: BTreeMap<&'static str, FuncId>,
     clif: Vec<Clif>,
+    /// The functions as machine code, if they are asked for.
+    assembly: Option<Vec<Assembly>>,
 }
 
 fn failure(function: &str) -> impl FnOnce(ModuleError) -> CodegenError {
@@ -100,6 +109,24 @@ fn failure(function: &str) -> impl FnOnce(ModuleError) -> CodegenError {
 }
 
 impl<'a, M: Module> Codegen<'a, M> {
+    fn new(module: &'a mut M, plan: &'a Plan, assembly: Option<Vec<Assembly>>) -> Self {
+        let symbols = plan.symbols.iter().map(|bound| bound.symbol.clone()).collect();
+        let (kernels, constants, entries, clif) = (Vec::new(), Vec::new(), BTreeMap::new(), Vec::new());
+        Self { module, plan, symbols, kernels, constants, entries, clif, assembly }
+    }
+
+    fn run(mut self) -> Result<(Emitted, Vec<Assembly>), CodegenError> {
+        self.constants()?;
+        let mut layout = SizesLayout::new();
+        let spec = spec::program_spec(self.plan, &mut layout);
+        let sizes = self.sizes(&layout)?;
+        let mut stages = [sizes; 3];
+        for stage in STAGES {
+            stages[stage_index(stage)] = self.stage(stage)?;
+        }
+        Ok((Emitted { stages, sizes, spec, clif: self.clif }, self.assembly.unwrap_or_default()))
+    }
+
     fn signature(&self, params: &[Type], result: Option<Type>) -> Signature {
         let mut signature = self.module.make_signature();
         signature.params.extend(params.iter().copied().map(AbiParam::new));
@@ -129,7 +156,12 @@ impl<'a, M: Module> Codegen<'a, M> {
         body(self, &mut builder, &arguments)?;
         builder.finalize(self.module.target_config());
         self.clif.push(Clif { name: name.to_owned(), text: context.func.display().to_string() });
+        context.set_disasm(self.assembly.is_some());
         self.module.define_function(id, &mut context).map_err(failure(name))?;
+        let text = context.compiled_code().and_then(|code| code.vcode.clone());
+        if let (Some(assembly), Some(text)) = (&mut self.assembly, text) {
+            assembly.push(Assembly { name: name.to_owned(), text });
+        }
         Ok(id)
     }
 

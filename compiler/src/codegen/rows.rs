@@ -6,16 +6,29 @@ use crate::plan::kernel::{Row, RowOp};
 use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
 use engraft_ir::Dim;
-use engraft_ir::ops::{EpsilonAt, Reduction};
+use engraft_ir::ops::{EpsilonAt, Reduction, Unary};
 
 /// The vector accumulators of a reduction along a contiguous axis: as many as hide the latency of an addition.
 const ACCUMULATORS: usize = 4;
 
+/// The bytes of a step along a contiguous axis: a vector for each accumulator.
+const STEP: i64 = Width::Vector.bytes() * ACCUMULATORS as i64;
+
 /// A combination of two values of the same width, for the step and for the lanes.
 type Combine = dyn Fn(&mut Emit<'_, '_>, Value, Value) -> Value;
 
-/// A function of a row's element, and of the weight's and bias's where there are.
-type Element = dyn Fn(&mut Emit<'_, '_>, Width, Value) -> Value;
+/// A function of a row's element and of the row's scalars, as wide as it.
+type Element = dyn Fn(&mut Emit<'_, '_>, Width, Value, &[Value]) -> Value;
+
+/// A pass over a row.
+struct Pass<'a> {
+    from: Value,
+    /// Where each value of `f` is kept, if it is.
+    to: Option<Value>,
+    /// What `f` knows of the whole row.
+    scalars: &'a [Value],
+    f: &'a Element,
+}
 
 /// One row, or as many neighbouring rows as a vector has lanes.
 #[derive(Clone, Copy)]
@@ -105,11 +118,9 @@ impl Emit<'_, '_> {
     fn reduce(&mut self, reduction: Reduction, span: Span) {
         let result = match reduction {
             Reduction::Max => {
-                self.fold(span, span.x, f32::NEG_INFINITY, &|_, _, x| x, &|e, a, b| e.b.ins().fmax(a, b))
+                self.fold(span, &Pass::over(span.x), f32::NEG_INFINITY, &|e, a, b| e.b.ins().fmax(a, b))
             }
-            Reduction::Sum | Reduction::Mean => {
-                self.fold(span, span.x, 0.0, &|_, _, x| x, &|e, a, b| e.add(a, b))
-            }
+            Reduction::Sum | Reduction::Mean => self.sum(span, &Pass::over(span.x)),
         };
         let result = match reduction {
             Reduction::Mean => {
@@ -121,23 +132,33 @@ impl Emit<'_, '_> {
         self.store(result, span.y);
     }
 
+    /// `exp(x - max) / Σ exp(x - max)`. Elements that are not numbers need not show in the maximum: they show in the sum.
     fn softmax(&mut self, span: Span) {
-        let max = self.fold(span, span.x, f32::NEG_INFINITY, &|_, _, x| x, &|e, a, b| e.b.ins().fmax(a, b));
-        self.map(span, span.x, &move |e, width, x| {
-            let max = e.fit(max, width);
-            let shifted = e.sub(x, max);
-            e.unary(engraft_ir::ops::Unary::Exp, width, shifted)
+        let max = self.fold(span, &Pass::over(span.x), f32::NEG_INFINITY, &|e, a, b| {
+            e.choose(FloatCC::LessThan, a, b, b, a)
         });
-        let sum = self.fold(span, span.y, 0.0, &|_, _, x| x, &|e, a, b| e.add(a, b));
+        let exponential = Pass {
+            from: span.x,
+            to: Some(span.y),
+            scalars: &[max],
+            f: &|e, width, x, scalars| {
+                let shifted = e.sub(x, scalars[0]);
+                e.unary(Unary::Exp, width, shifted)
+            },
+        };
+        let sum = self.sum(span, &exponential);
         let factor = self.reciprocal(span.width, sum);
-        self.map(span, span.y, &move |e, width, x| {
-            let factor = e.fit(factor, width);
-            e.mul(x, factor)
-        });
+        let scaled =
+            Pass { from: span.y, to: None, scalars: &[factor], f: &|e, _, x, scalars| e.mul(x, scalars[0]) };
+        self.map(span, &scaled);
+    }
+
+    fn sum(&mut self, span: Span, pass: &Pass<'_>) -> Value {
+        self.fold(span, pass, 0.0, &|e, a, b| e.add(a, b))
     }
 
     fn sum_of_squares(&mut self, span: Span) -> Value {
-        self.fold(span, span.x, 0.0, &|e, _, x| e.mul(x, x), &|e, a, b| e.add(a, b))
+        self.sum(span, &Pass { f: &|e, _, x, _| e.mul(x, x), ..Pass::over(span.x) })
     }
 
     fn norm(&mut self, width: Width, squares: Value, epsilon: f32, epsilon_at: EpsilonAt) -> Value {
@@ -161,148 +182,173 @@ impl Emit<'_, '_> {
     /// `x / norm · weight`.
     fn scale_row(&mut self, span: Span, norm: Value) {
         let factor = self.reciprocal(span.width, norm);
-        self.map(span, span.x, &move |e, width, x| {
-            let factor = e.fit(factor, width);
-            e.mul(x, factor)
-        });
+        let f: &Element = &|e, _, x, scalars| e.mul(x, scalars[0]);
+        self.map(span, &Pass { scalars: &[factor], f, ..Pass::over(span.x) });
     }
 
+    /// The variance is the mean square of the deviations from the mean, in a pass of its own: the mean of squares minus
+    /// the square of the mean would cancel.
     fn layer_norm(&mut self, span: Span, epsilon: f32) {
-        let sum = self.fold(span, span.x, 0.0, &|_, _, x| x, &|e, a, b| e.add(a, b));
+        let sum = self.sum(span, &Pass::over(span.x));
         let n = self.row_length(span);
         let mean = self.div(sum, n);
-        let squares = self.fold(
-            span,
-            span.x,
-            0.0,
-            &move |e, width, x| {
-                let mean = e.fit(mean, width);
-                let deviation = e.sub(x, mean);
-                e.mul(deviation, deviation)
-            },
-            &|e, a, b| e.add(a, b),
-        );
+        let square: &Element = &|e, _, x, scalars| {
+            let deviation = e.sub(x, scalars[0]);
+            e.mul(deviation, deviation)
+        };
+        let squares = self.sum(span, &Pass { scalars: &[mean], f: square, ..Pass::over(span.x) });
         let variance = self.div(squares, n);
         let norm = self.norm(span.width, variance, epsilon, EpsilonAt::Inside);
         let factor = self.reciprocal(span.width, norm);
-        self.map(span, span.x, &move |e, width, x| {
-            let (mean, factor) = (e.fit(mean, width), e.fit(factor, width));
-            let deviation = e.sub(x, mean);
-            e.mul(deviation, factor)
-        });
+        let scale: &Element = &|e, _, x, scalars| {
+            let deviation = e.sub(x, scalars[0]);
+            e.mul(deviation, scalars[1])
+        };
+        self.map(span, &Pass { scalars: &[mean, factor], f: scale, ..Pass::over(span.x) });
+    }
+
+    /// The scalars of a row, as wide as its elements.
+    fn widen(&mut self, scalars: &[Value], width: Width) -> Vec<Value> {
+        scalars.iter().map(|&scalar| self.fit(scalar, width)).collect()
     }
 
     /// Combines `f(element)` over the row.
-    fn fold(&mut self, span: Span, from: Value, start: f32, f: &Element, combine: &Combine) -> Value {
+    fn fold(&mut self, span: Span, pass: &Pass<'_>, start: f32, combine: &Combine) -> Value {
         if !span.along {
-            let start = self.number(span.width, start);
-            let end = self.repeat(span.n, &[from, start], |e, at| {
-                let x = e.load(span.width, at[0]);
-                let value = f(e, span.width, x);
-                vec![e.advance(at[0], span.stride), combine(e, at[1], value)]
-            });
-            return end[1];
+            return self.fold_across(span, pass, start, combine);
         }
-        let (vectors, rest) = self.split_lanes(span.n);
-        let blocks = self.b.ins().ushr_imm_s(vectors, i64::from(ACCUMULATORS.ilog2()));
-        let vectors = self.b.ins().band_imm_s(vectors, ACCUMULATORS as i64 - 1);
-        let empty = self.number(Width::Vector, start);
-        let mut carried = vec![from];
-        carried.resize(1 + ACCUMULATORS, empty);
-        let end = self.repeat(blocks, &carried, |e, at| {
-            let bytes = Width::Vector.bytes();
-            let mut next = vec![e.advance_by(at[0], bytes * ACCUMULATORS as i64)];
-            for (i, &sum) in at[1..].iter().enumerate() {
-                let pointer = e.advance_by(at[0], bytes * i as i64);
-                next.push(e.fold_step(Width::Vector, pointer, sum, f, combine));
-            }
-            next
+        let [blocks, vectors, end] = self.cover(span.n, ACCUMULATORS as i64);
+        let (begin, empty) = (self.int(0), self.number(Width::Vector, start));
+        let wide = self.widen(pass.scalars, Width::Vector);
+        let sums = self.steps([begin, blocks], STEP, &[empty; ACCUMULATORS], |e, offset, sums| {
+            let next = sums.iter().enumerate().map(|(i, &sum)| {
+                let displacement = Width::Vector.bytes() * i as i64;
+                let value = e.element(pass, Width::Vector, (offset, displacement), &wide);
+                combine(e, sum, value)
+            });
+            next.collect()
         });
-        let pairs = [combine(self, end[1], end[2]), combine(self, end[3], end[4])];
+        let pairs = [combine(self, sums[0], sums[1]), combine(self, sums[2], sums[3])];
         let sum = combine(self, pairs[0], pairs[1]);
-        let end = self.fold_run(vectors, Width::Vector, [end[0], sum], f, combine);
-        let lanes = self.across(end[1], &|e, a, b| combine(e, a, b));
-        self.fold_run(rest, Width::Scalar, [end[0], lanes], f, combine)[1]
+        let sum = self.fold_run(pass, Width::Vector, [blocks, vectors], (sum, &wide), combine);
+        let lanes = self.across(sum, &|e, a, b| combine(e, a, b));
+        self.fold_run(pass, Width::Scalar, [vectors, end], (lanes, pass.scalars), combine)
     }
 
     fn fold_run(
         &mut self,
-        count: Value,
+        pass: &Pass<'_>,
         width: Width,
-        from: [Value; 2],
-        f: &Element,
-        combine: &Combine,
-    ) -> Vec<Value> {
-        self.repeat(count, &from, |e, at| {
-            let sum = e.fold_step(width, at[0], at[1], f, combine);
-            vec![e.advance_by(at[0], width.bytes()), sum]
-        })
-    }
-
-    fn fold_step(
-        &mut self,
-        width: Width,
-        pointer: Value,
-        sum: Value,
-        f: &Element,
+        range: [Value; 2],
+        (sum, scalars): (Value, &[Value]),
         combine: &Combine,
     ) -> Value {
-        let x = self.load(width, pointer);
-        let value = f(self, width, x);
-        combine(self, sum, value)
+        self.steps(range, width.bytes(), &[sum], |e, offset, sums| {
+            let value = e.element(pass, width, (offset, 0), scalars);
+            vec![combine(e, sums[0], value)]
+        })[0]
+    }
+
+    /// `f` of the element at an offset, which is kept if the pass says so.
+    fn element(
+        &mut self,
+        pass: &Pass<'_>,
+        width: Width,
+        (offset, displacement): (Value, i64),
+        scalars: &[Value],
+    ) -> Value {
+        let x = self.load_at(width, pass.from, offset, displacement);
+        let value = (pass.f)(self, width, x, scalars);
+        if let Some(to) = pass.to {
+            self.store_at(value, to, offset, displacement);
+        }
+        value
+    }
+
+    /// [`Self::fold`] where the elements of a row do not lie side by side.
+    fn fold_across(&mut self, span: Span, pass: &Pass<'_>, start: f32, combine: &Combine) -> Value {
+        let empty = self.number(span.width, start);
+        let (blocks, rest) = self.split(span.n, ACCUMULATORS as i64);
+        let begin = self.int(0);
+        let mut carried = vec![begin];
+        carried.resize(1 + ACCUMULATORS, empty);
+        let ends = self.repeat(blocks, &carried, |e, at| {
+            let mut next = vec![at[0]];
+            for &sum in &at[1..] {
+                let value = e.element(pass, span.width, (next[0], 0), pass.scalars);
+                next.push(combine(e, sum, value));
+                next[0] = e.advance(next[0], span.stride);
+            }
+            next
+        });
+        let pairs = [combine(self, ends[1], ends[2]), combine(self, ends[3], ends[4])];
+        let sum = combine(self, pairs[0], pairs[1]);
+        self.repeat(rest, &[ends[0], sum], |e, at| {
+            let value = e.element(pass, span.width, (at[0], 0), pass.scalars);
+            vec![e.advance(at[0], span.stride), combine(e, at[1], value)]
+        })[1]
     }
 
     /// Writes `f(element) · weight + bias` over the row.
-    fn map(&mut self, span: Span, from: Value, f: &Element) {
-        let vectors_of = [span.weight, span.bias];
-        let mut carried = vec![from, span.y];
-        carried.extend(vectors_of.iter().flatten());
+    fn map(&mut self, span: Span, pass: &Pass<'_>) {
+        let begin = self.int(0);
         if !span.along {
-            self.map_run(span, span.n, span.width, &carried, f);
+            // One weight serves all lanes.
+            self.repeat(span.n, &[begin, begin], |e, at| {
+                let value = e.element(pass, span.width, (at[0], 0), pass.scalars);
+                let value = e.weighted(span, value, (Width::Scalar, at[1], 0));
+                e.store_at(value, span.y, at[0], 0);
+                vec![e.advance(at[0], span.stride), e.advance_by(at[1], Width::Scalar.bytes())]
+            });
             return;
         }
-        let (vectors, rest) = self.split_lanes(span.n);
-        let at = self.map_run(span, vectors, Width::Vector, &carried, f);
-        self.map_run(span, rest, Width::Scalar, &at, f);
+        let [blocks, vectors, end] = self.cover(span.n, ACCUMULATORS as i64);
+        let wide = self.widen(pass.scalars, Width::Vector);
+        let pieces = [
+            (Width::Vector, STEP, [begin, blocks], wide.as_slice()),
+            (Width::Vector, Width::Vector.bytes(), [blocks, vectors], wide.as_slice()),
+            (Width::Scalar, Width::Scalar.bytes(), [vectors, end], pass.scalars),
+        ];
+        for (width, step, range, scalars) in pieces {
+            self.steps(range, step, &[], |e, offset, _| {
+                for displacement in (0..step).step_by(width.bytes() as usize) {
+                    let value = e.element(pass, width, (offset, displacement), scalars);
+                    let value = e.weighted(span, value, (width, offset, displacement));
+                    e.store_at(value, span.y, offset, displacement);
+                }
+                Vec::new()
+            });
+        }
     }
 
-    fn map_run(
+    /// `value · weight + bias`, as far as there are any.
+    fn weighted(
         &mut self,
         span: Span,
-        count: Value,
-        width: Width,
-        carried: &[Value],
-        f: &Element,
-    ) -> Vec<Value> {
-        self.repeat(count, carried, |e, at| {
-            let x = e.load(width, at[0]);
-            let mut value = f(e, width, x);
-            // Along the row weights are as wide as elements; across rows one weight serves all lanes.
-            let (parameter, parameter_bytes) =
-                if span.along { (width, width.bytes()) } else { (Width::Scalar, 4) };
-            let mut parameters = at[2..].iter();
-            if let Some(&pointer) = span.weight.and_then(|_| parameters.next()) {
-                let weight = e.load(parameter, pointer);
-                let weight = e.fit(weight, width);
-                value = e.mul(value, weight);
-            }
-            if let Some(&pointer) = span.bias.and_then(|_| parameters.next()) {
-                let bias = e.load(parameter, pointer);
-                let bias = e.fit(bias, width);
-                value = e.add(value, bias);
-            }
-            e.store(value, at[1]);
-            let step = |e: &mut Self, pointer| {
-                if span.along {
-                    e.advance_by(pointer, width.bytes())
-                } else {
-                    e.advance(pointer, span.stride)
-                }
-            };
-            let mut next = vec![step(e, at[0]), step(e, at[1])];
-            next.extend(at[2..].iter().map(|&pointer| e.advance_by(pointer, parameter_bytes)));
-            next
-        })
+        mut value: Value,
+        (width, offset, displacement): (Width, Value, i64),
+    ) -> Value {
+        let wide = if span.along { width } else { span.width };
+        let parameter = |e: &mut Self, base| {
+            let parameter = e.load_at(width, base, offset, displacement);
+            e.fit(parameter, wide)
+        };
+        if let Some(base) = span.weight {
+            let weight = parameter(self, base);
+            value = self.mul(value, weight);
+        }
+        if let Some(base) = span.bias {
+            let bias = parameter(self, base);
+            value = self.add(value, bias);
+        }
+        value
+    }
+}
+
+impl Pass<'_> {
+    /// A pass over the elements as they are.
+    fn over(from: Value) -> Self {
+        Self { from, to: None, scalars: &[], f: &|_, _, x, _| x }
     }
 }
 
