@@ -115,6 +115,45 @@ fn demo_as_json() {
     assert!(facts["agreement"][0]["tolerances"].as_f64().unwrap() <= 1.0);
 }
 
+/// Nothing is said of the times: only that they are there, and that what was timed agreed.
+#[test]
+fn bench_compares_and_fits_the_page() {
+    let text = succeeds(&["bench", "--shape", "32x48:2,48x32:3", "--batch", "1,32", "--threads", "2"]);
+    for part in ["2 threads", "32 to 48, r 2", "48 to 32, r 3", "% read", "% tile", "speedup"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+}
+
+#[test]
+fn bench_as_json() {
+    let small = ["bench", "--json", "--shape", "17x33:2", "--batch", "1,32"];
+    let facts: serde_json::Value = serde_json::from_str(&succeeds(&small)).unwrap();
+    let machine = &facts["machine"];
+    assert_eq!(machine["threads"], 1);
+    for field in ["architecture", "operating_system", "kernels", "cpu_features", "available_threads"] {
+        assert!(!machine[field].is_null(), "{field}: {machine}");
+    }
+    let layer = &facts["layers"][0];
+    let sizes = ["shape", "inputs", "outputs", "rank"].map(|field| &layer[field]);
+    assert_eq!(serde_json::json!(sizes), serde_json::json!(["17x33:2", 17, 33, 2]));
+    assert!(layer["compile_microseconds"].is_number());
+    for (facts, batch) in layer["batches"].as_array().unwrap().iter().zip([1, 32]) {
+        assert_eq!(facts["batch"], batch);
+        for way in ["dense", "unmerged", "merged", "live"] {
+            assert!(facts["agreement"][way]["tolerances"].as_f64().unwrap() <= 1.0);
+            assert!(facts[format!("{way}_microseconds")].is_number(), "{way}: {facts}");
+        }
+        let rates = ["rounds", "ceiling_flops_per_second", "stream_bytes_per_second"];
+        let ratios = ["unmerged_per_dense", "merged_per_dense", "live_per_unmerged"];
+        for field in [rates, ratios].concat() {
+            assert!(facts[field].is_number(), "{field}: {facts}");
+        }
+        let bounds = ["share_of_ceiling", "share_of_stream", "speedup"].map(|field| facts[field].is_number());
+        assert_eq!(bounds, [batch == 32, batch == 1, false]);
+    }
+}
+
 /// Every stage in every format, or a refusal that names both.
 #[test]
 fn show_prints_each_stage() {
@@ -263,6 +302,20 @@ fn bad_input_is_refused() {
 fn wrong_calls_exit_with_2() {
     for arguments in [&[][..], &["dance"], &["show"], &["show", "m", "--stage", "dancing"], &["run", "m"]] {
         assert_eq!(engraft(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+    for (flag, value, part) in [
+        ("--shape", "768x768", "INxOUT:RANK"),
+        ("--shape", "768x768:8,0x1:1", "`0x1:1`"),
+        ("--shape", "", "INxOUT:RANK"),
+        ("--batch", "0", "1..=4096"),
+        ("--batch", "1,many", "'many'"),
+        ("--threads", "0", "1..=256"),
+    ] {
+        let Output { status, stderr, .. } = engraft(&["bench", flag, value]);
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert_eq!(status.code(), Some(2), "{flag} {value}: {stderr}");
+        assert_eq!(stderr.matches("error: ").count(), 1, "{stderr}");
+        assert!(stderr.contains(flag) && stderr.contains(part), "{stderr}");
     }
 }
 
