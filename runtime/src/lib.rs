@@ -17,6 +17,7 @@ mod kernels;
 mod load;
 mod memory;
 pub mod panels;
+mod profile;
 mod program;
 mod session;
 mod stage;
@@ -28,6 +29,7 @@ pub use context::{Context, ContextError, KERNELS_VARIABLE, Options};
 pub use entry::{engraft_linear, engraft_pack, engraft_row_norm, symbols};
 pub use kernels::{KernelSet, Kernels, UnknownKernels};
 pub use load::{Base, LoadError, Model};
+pub use profile::{Profile, StepProfile, engraft_mark};
 pub use program::{
     Binder, Code, ParamSpec, Program, ProgramError, ProgramSpec, StagedSpec, SymbolSpec, TensorSpec,
 };
