@@ -7,6 +7,8 @@ mod error;
 mod execute;
 mod model;
 mod output;
+mod profile;
+mod roofline;
 mod run;
 mod show;
 mod verify;
