@@ -45,7 +45,7 @@ pub enum Level {
     Trace,
     /// The graph after the passes.
     Optimized,
-    /// Kernels, buffers and where they live.
+    /// Kernels and what they cost, buffers and where they live.
     Plan,
     /// The code, in Cranelift's text form, before it is made into machine code.
     Clif,

@@ -214,6 +214,79 @@ fn run_computes_what_peft_recorded() {
     assert_eq!(place.names(), ["mlp.json", "mlp.txt", "y.safetensors"]);
 }
 
+/// The plan comes with what it costs and which roof binds: with every dim, how long at least.
+#[test]
+fn show_tells_the_roofline_of_a_plan() {
+    let place = Place::new();
+    let (text, adapter) = (place.path("mlp.txt"), case("dora"));
+    let plan = ["show", &text, "--stage", "plan", "--adapter", adapter.to_str().unwrap()];
+    let open = succeeds(&plan);
+    let attached = succeeds(&["show", &text, "--adapter", adapter.to_str().unwrap()]);
+    let graph = engraft::ir::text::parse(&attached).unwrap();
+    // What is measured stands apart from what is the same everywhere.
+    let (level, roofline) = open.split_once("\nroofline one thread, measured now: ").unwrap();
+    assert_eq!(level, snapshot::plan(&graph).unwrap());
+    let steps = level.matches(" flops, reads ").count();
+    let bounds: Vec<_> = roofline.lines().skip(1).collect();
+    assert!(bounds.len() >= steps && bounds.iter().all(|line| line.starts_with("  ")), "{roofline}");
+    assert!(roofline.lines().all(|line| line.chars().count() <= 80), "{roofline}");
+    assert!(roofline.contains("-bound"), "{roofline}");
+
+    let closed = succeeds(&[&plan[..], &["--dim", "batch=6"]].concat());
+    let (_, roofline) = closed.split_once("\nroofline").unwrap();
+    assert_eq!(roofline.matches(" µs").count(), steps, "{roofline}");
+
+    let dim = |dim| [&plan[..], &["--dim", dim]].concat();
+    refuses(&dim("rows=6"), &["no dim `rows`", "its dims are: batch"]);
+    refuses(&["show", &text, "--dim", "batch=6"], &["--dim", "stage plan", "built"]);
+    for wrong in ["batch", "batch=", "batch=-1", "batch=x"] {
+        assert_eq!(engraft(&dim(wrong)).status.code(), Some(2), "{wrong}");
+    }
+}
+
+/// Every kernel of every stage, with its time and its bound, and the numbers as without.
+#[test]
+fn run_profiles_each_kernel() {
+    let place = Place::new();
+    let (model, output) = (place.path("mlp.txt"), place.path("y.safetensors"));
+    let (weights, io, adapter) = (dora("base.safetensors"), dora("io.safetensors"), case("dora"));
+    let run = ["run", &model, "--weights", &weights, "--input", &io, "--output", &output];
+    let run = [&run[..], &["--adapter", adapter.to_str().unwrap(), "--profile"]].concat();
+    let text = succeeds(&[&run[..], &["--repeat", "7"]].concat());
+    assert_y(&output, "y");
+    for part in
+        ["base, 1 run", "adapter, 1 run", "call, medians of 7", " row_norm ", " linear ", "all of them"]
+    {
+        assert!(text.contains(part), "{text}");
+    }
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+
+    let facts: serde_json::Value =
+        serde_json::from_str(&succeeds(&[&run[..], &["--json"]].concat())).unwrap();
+    let profile = &facts["profile"];
+    assert!(profile["flops_per_second"].as_f64().unwrap() > 0.0);
+    let stages = profile["stages"].as_array().unwrap();
+    let names: Vec<_> = stages.iter().map(|stage| stage["stage"].as_str().unwrap()).collect();
+    assert_eq!(names, ["base", "adapter", "call"]);
+    let calls = stages[2]["runs"].as_u64().unwrap();
+    assert!((11..=1001).contains(&calls), "{calls} calls");
+    let kernels: Vec<_> = stages.iter().flat_map(|stage| stage["kernels"].as_array().unwrap()).collect();
+    for (index, kernel) in kernels.iter().enumerate() {
+        assert_eq!(kernel["step"], index);
+        assert!(kernel["bytes_written"].as_u64().unwrap() > 0, "{kernel}");
+        assert!(kernel["bound_microseconds"].as_f64().unwrap() > 0.0, "{kernel}");
+    }
+    // fc1 is 24 to 40 and r 4; six rows are called with.
+    let call = stages[2]["kernels"].as_array().unwrap();
+    let layer = call.iter().find(|kernel| kernel["name"] == "fc1").unwrap();
+    assert!(layer["flops"].as_u64().unwrap() >= 6 * 40 * 2 * 24, "{layer}");
+
+    assert_eq!(engraft(&[&run[..], &["--repeat", "0"]].concat()).status.code(), Some(2));
+    let unasked = ["run", &model, "--weights", &weights, "--input", &io, "--output", &output];
+    assert_eq!(engraft(&[&unasked[..], &["--repeat", "7"]].concat()).status.code(), Some(2));
+    assert!(!succeeds(&unasked).contains("profile"));
+}
+
 /// Live parameters come with the inputs.
 #[test]
 fn run_takes_live_parameters_from_the_input() {

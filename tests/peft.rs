@@ -36,9 +36,9 @@ fn check(graph: &Graph, options: Options, weights: &Weights, io: &Weights, expec
 
 /// Every way to compile.
 const WAYS: [Options; 3] = [
-    Options { optimize: true, merge: false },
-    Options { optimize: false, merge: false },
-    Options { optimize: true, merge: true },
+    Options { optimize: true, merge: false, profile: false },
+    Options { optimize: false, merge: false, profile: true },
+    Options { optimize: true, merge: true, profile: false },
 ];
 
 /// The base's weights with these in their place.

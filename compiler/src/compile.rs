@@ -20,11 +20,14 @@ pub struct Options {
     /// Whether to fold each adapter into its layer's weight when it is loaded. Layers must be recognised for that, so
     /// the graph is rewritten even without `optimize`.
     pub merge: bool,
+    /// Whether the code tells when each step ends, so that the runtime keeps a [`Profile`](engraft_runtime::Profile).
+    /// Without, nothing of the kind is emitted.
+    pub profile: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { optimize: true, merge: false }
+        Self { optimize: true, merge: false, profile: false }
     }
 }
 
@@ -88,7 +91,7 @@ pub fn compilations() -> u64 {
 /// # Errors
 /// [`CompileError::Pipeline`].
 pub fn optimize(graph: &Graph, options: &Options) -> Result<Optimized, CompileError> {
-    let Options { optimize, merge } = *options;
+    let Options { optimize, merge, .. } = *options;
     let passes = if optimize || merge { pipeline::passes(pipeline::Options { merge }) } else { Vec::new() };
     Ok(pipeline::run(graph, &passes)?)
 }
@@ -98,7 +101,8 @@ pub fn optimize(graph: &Graph, options: &Options) -> Result<Optimized, CompileEr
 /// # Errors
 /// [`CompileError::Plan`], [`CompileError::Invariant`] or [`CompileError::Unsound`].
 pub fn plan(graph: &Graph, options: &Options) -> Result<Plan, CompileError> {
-    let plan = plan::plan(graph, PlanOptions { fuse: options.optimize })?;
+    let mut plan = plan::plan(graph, PlanOptions { fuse: options.optimize })?;
+    plan.profiled = options.profile;
     plan::verify(&plan)
         .map_err(|errors| CompileError::Invariant { graph: graph.name().to_owned(), errors })?;
     if cfg!(debug_assertions) {

@@ -1,4 +1,4 @@
-//! A session that has seen a call as large allocates nothing. The only test of its process, because it counts.
+//! A session that has seen a call as large allocates nothing, even while it is profiled. The only test of its process, because it counts.
 #![allow(clippy::unwrap_used, unsafe_code)]
 
 mod common;
@@ -47,7 +47,7 @@ fn steady_calls_allocate_nothing() {
     g.output("probabilities", y.softmax(-1));
     let graph = g.finish().unwrap();
     let values = sample::values(&graph, &bindings(&[("batch", 1)]), 1).unwrap();
-    let program = compile(&graph, &Options::default()).unwrap().program;
+    let program = compile(&graph, &Options { profile: true, ..Options::default() }).unwrap().program;
     let options = engraft_runtime::Options { threads: NonZeroUsize::new(2), kernels: None };
     let context = Context::new(options).unwrap();
     let base = program.load_base(&weights(&graph, &values, Stage::Base), context).unwrap();

@@ -24,7 +24,7 @@ fn becomes(graph: &Graph, op: &str, mergeable: bool) {
     let values = sample::values(graph, &bindings(&[("batch", 5)]), 7).unwrap();
     let theirs = eval(graph, &values).unwrap();
     for (optimize, merge) in [(true, false), (false, false), (true, true), (false, true)] {
-        let compiled = compile(graph, &Options { optimize, merge });
+        let compiled = compile(graph, &Options { optimize, merge, ..Options::default() });
         if merge && !mergeable {
             assert!(matches!(compiled, Err(CompileError::Pipeline(_))), "merging {op} must be refused");
             continue;

@@ -12,8 +12,17 @@ use engraft_ir::DType::F32;
 use engraft_ir::{GraphBuilder, dims};
 use std::collections::BTreeSet;
 
+/// The runtime's entry point that only profiled code calls.
+const MARK: &str = "engraft_mark";
+
 #[test]
 fn an_object_file_exports_the_stages_and_imports_the_runtime_alone() {
+    for profiled in [false, true] {
+        exports_the_stages_and_imports_the_runtime_alone(profiled);
+    }
+}
+
+fn exports_the_stages_and_imports_the_runtime_alone(profiled: bool) {
     let g = GraphBuilder::new("layer");
     let x = g.input("x", F32, dims!["batch", 24]);
     let w = g.param("w", F32, dims![40, 24]);
@@ -21,14 +30,15 @@ fn an_object_file_exports_the_stages_and_imports_the_runtime_alone() {
     let gain = g.param("m", F32, dims![40]).adapter() / w.lora_norm(a, b, 2.0);
     let c = g.constant(&[0.5_f32; 40][..]);
     g.output("y", (x.dora(w, a, b, gain, None, 2.0) + c).gelu().softmax(-1));
-    let plan = plan(&g.finish().unwrap(), PlanOptions::default()).unwrap();
+    let mut plan = plan(&g.finish().unwrap(), PlanOptions::default()).unwrap();
+    plan.profiled = profiled;
 
     let mut flags = settings::builder();
     flags.set("is_pic", "true").unwrap();
     let isa = cranelift_native::builder().unwrap().finish(settings::Flags::new(flags)).unwrap();
     let names = cranelift_module::default_libcall_names();
     let mut module = ObjectModule::new(ObjectBuilder::new(isa, "layer", names).unwrap());
-    emit(&mut module, &plan).unwrap();
+    assert_eq!(emit(&mut module, &plan).unwrap().spec.profiled, profiled);
     let bytes = module.finish().emit().unwrap();
 
     let file = object::File::parse(&*bytes).unwrap();
@@ -41,5 +51,6 @@ fn an_object_file_exports_the_stages_and_imports_the_runtime_alone() {
     assert_eq!(names(false), exported);
     let entry_points: BTreeSet<_> =
         engraft_runtime::symbols().iter().map(|(name, _)| (*name).to_owned()).collect();
-    assert_eq!(names(true), entry_points);
+    let wanted = |name: &String| profiled || name != MARK;
+    assert_eq!(names(true), entry_points.into_iter().filter(wanted).collect());
 }

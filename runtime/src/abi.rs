@@ -15,6 +15,7 @@
 //! element; the arena, staged values and every panel in them are aligned to [`ALIGNMENT`].
 
 use crate::context::Context;
+use crate::profile::Profile;
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("extents cross this interface as u64 and become usize: both must have 64 bits");
@@ -76,6 +77,8 @@ pub struct Frame {
     pub context: *const Context,
     /// Where a stage says what went wrong, before it returns a non-zero status.
     pub fault: *mut Fault,
+    /// Where [`engraft_mark`](crate::engraft_mark) keeps the times of steps, or null where nobody asks.
+    pub profile: *mut Profile,
 }
 
 /// An id out of range: step `step` found `found` where ids are `0..limit`.
@@ -227,9 +230,10 @@ mod tests {
                 offset_of!(Frame, arena),
                 offset_of!(Frame, context),
                 offset_of!(Frame, fault),
+                offset_of!(Frame, profile),
                 size_of::<Frame>(),
             ],
-            [0, 8, 16, 24, 32, 40]
+            [0, 8, 16, 24, 32, 40, 48]
         );
         assert_eq!(
             [offset_of!(Fault, step), offset_of!(Fault, found), offset_of!(Fault, limit), size_of::<Fault>()],

@@ -5,6 +5,7 @@ use crate::abi::{Dot, Frame, Linear, Pack, RowNorm};
 use crate::context::Context;
 use crate::kernels::{Block, DotBlock, NormBlock};
 use crate::panels::{self, LANE, PANEL, Panel};
+use crate::profile::engraft_mark;
 use crate::workers::Shared;
 
 /// Rows of a block: a multiple of a tile's rows, few enough that its outputs (24 KiB a panel) are still in cache when
@@ -17,14 +18,15 @@ const DOT_ROWS: usize = 12;
 ///
 /// ```
 /// let names = engraft_runtime::symbols().map(|(name, _)| name);
-/// assert_eq!(names, ["engraft_pack", "engraft_linear", "engraft_dot", "engraft_row_norm"]);
+/// assert_eq!(names, ["engraft_pack", "engraft_linear", "engraft_dot", "engraft_row_norm", "engraft_mark"]);
 /// ```
-pub fn symbols() -> [(&'static str, *const u8); 4] {
+pub fn symbols() -> [(&'static str, *const u8); 5] {
     [
         ("engraft_pack", engraft_pack as *const u8),
         ("engraft_linear", engraft_linear as *const u8),
         ("engraft_dot", engraft_dot as *const u8),
         ("engraft_row_norm", engraft_row_norm as *const u8),
+        ("engraft_mark", engraft_mark as *const u8),
     ]
 }
 

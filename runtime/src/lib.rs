@@ -18,6 +18,7 @@ mod load;
 pub mod measure;
 mod memory;
 pub mod panels;
+mod profile;
 mod program;
 mod session;
 mod stage;
@@ -29,6 +30,7 @@ pub use context::{Context, ContextError, KERNELS_VARIABLE, Options};
 pub use entry::{engraft_dot, engraft_linear, engraft_pack, engraft_row_norm, symbols};
 pub use kernels::{KernelSet, Kernels, UnknownKernels};
 pub use load::{Base, LoadError, Model};
+pub use profile::{Profile, StepProfile, engraft_mark};
 pub use program::{
     Binder, Code, ParamSpec, Program, ProgramError, ProgramSpec, StagedSpec, SymbolSpec, TensorSpec,
 };

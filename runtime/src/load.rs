@@ -7,6 +7,7 @@ use crate::abi::Stage;
 use crate::bind::{BindError, Bindings};
 use crate::context::Context;
 use crate::memory::Buffer;
+use crate::profile::Profile;
 use crate::program::{Program, ProgramSpec, StagedSpec, TensorSpec};
 use crate::session::{CallError, Session};
 use crate::stage::{self, StageError, Table};
@@ -67,6 +68,7 @@ pub(crate) struct Loaded {
     /// The stage's staged values in the program's order.
     staged: Vec<Buffer>,
     pub(crate) bindings: Bindings,
+    profile: Option<Profile>,
 }
 
 impl Program {
@@ -103,6 +105,11 @@ impl Base {
     pub fn context(&self) -> &Arc<Context> {
         &self.inner.context
     }
+
+    /// What the steps of the base stage took, if the program was compiled to tell.
+    pub fn profile(&self) -> Option<&Profile> {
+        self.inner.loaded.profile.as_ref()
+    }
 }
 
 impl Model {
@@ -114,6 +121,11 @@ impl Model {
     /// The program this is a model of.
     pub fn program(&self) -> &Program {
         self.base().program()
+    }
+
+    /// What the steps of the adapter stage took, if the program was compiled to tell.
+    pub fn profile(&self) -> Option<&Profile> {
+        self.inner.loaded.profile.as_ref()
     }
 
     /// A session: what one thread needs to run calls.
@@ -170,7 +182,7 @@ fn load(
     let mut bindings = earlier.map_or_else(|| Bindings::new(spec), |earlier| earlier.bindings.clone());
     bindings.bind(program, stage, &tensors.iter().map(Arc::as_ref).collect::<Vec<_>>())?;
     let staged = allocate(spec, stage, &bindings)?;
-    let loaded = Loaded { stage, tensors, staged, bindings };
+    let mut loaded = Loaded { stage, tensors, staged, bindings, profile: Profile::of(spec) };
 
     let mut table = Table::new(spec);
     earlier.into_iter().chain([&loaded]).for_each(|loaded| loaded.enter(spec, &mut table));
@@ -178,7 +190,8 @@ fn load(
     stage::grow_arena(&mut arena, spec, stage, &loaded.bindings)?;
     // SAFETY: the bindings are bound up to this stage, and the table has what was loaded earlier and now. The staged
     // values written are this function's own until it returns.
-    unsafe { stage::run(program, stage, &loaded.bindings, &table, &mut arena, context)? };
+    let profile = loaded.profile.as_mut();
+    unsafe { stage::run(program, stage, &loaded.bindings, &table, &mut arena, context, profile)? };
     Ok(loaded)
 }
 

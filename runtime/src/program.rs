@@ -86,6 +86,8 @@ pub struct ProgramSpec {
     pub arena_at: [usize; 3],
     /// The names of steps, by which a [`Fault`](crate::abi::Fault) is reported.
     pub steps: Vec<String>,
+    /// Whether the code tells when each step ends, so that there is a [`Profile`](crate::Profile) of it.
+    pub profiled: bool,
 }
 
 /// A description that doesn't hold together.

@@ -4,6 +4,7 @@ use crate::abi::Stage;
 use crate::bind::{BindError, Bindings};
 use crate::load::Model;
 use crate::memory::Buffer;
+use crate::profile::Profile;
 use crate::program::TensorSpec;
 use crate::stage::{self, StageError, Table};
 use crate::tensor::{DType, Tensor};
@@ -66,17 +67,25 @@ pub struct Session {
     /// The addresses of what is loaded; those of inputs and outputs are of the latest call, and set anew by each.
     table: Table,
     arena: Buffer,
+    profile: Option<Profile>,
 }
 
 impl Session {
     pub(crate) fn new(model: Model) -> Session {
         let (bindings, table) = (model.bindings().clone(), model.table());
-        Session { model, bindings, table, arena: Buffer::EMPTY }
+        let profile = Profile::of(model.program().spec());
+        Session { model, bindings, table, arena: Buffer::EMPTY, profile }
     }
 
     /// The model it runs.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// What the steps of this session's calls have taken so far, if the program was compiled to tell. A call that fails
+    /// adds the steps that ended before it did.
+    pub fn profile(&self) -> Option<&Profile> {
+        self.profile.as_ref()
     }
 
     /// Runs one call: inputs and live parameters by name in any order, and the outputs with their names in the program's
@@ -131,7 +140,8 @@ impl Session {
         // what the model keeps, of the inputs, borrowed here, and of the outputs, borrowed mutably and resized.
         unsafe {
             let context = self.model.base().context();
-            stage::run(program, Stage::Call, &self.bindings, &self.table, &mut self.arena, context)?;
+            let (arena, profile) = (&mut self.arena, self.profile.as_mut());
+            stage::run(program, Stage::Call, &self.bindings, &self.table, arena, context, profile)?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use crate::abi::{Fault, Frame, Stage};
 use crate::bind::{BindError, Bindings};
 use crate::context::Context;
 use crate::memory::Buffer;
+use crate::profile::Profile;
 use crate::program::{Binder, Program, ProgramSpec};
 
 /// What compiled code found wrong while it ran.
@@ -92,7 +93,11 @@ pub(crate) unsafe fn run(
     table: &Table,
     arena: &mut Buffer,
     context: &Context,
+    mut profile: Option<&mut Profile>,
 ) -> Result<(), StageError> {
+    if let Some(profile) = profile.as_deref_mut() {
+        profile.start();
+    }
     let mut fault = Fault::default();
     let frame = Frame {
         dims: bindings.dims.as_ptr(),
@@ -100,6 +105,7 @@ pub(crate) unsafe fn run(
         arena: arena.address(),
         context: std::ptr::from_ref(context),
         fault: &raw mut fault,
+        profile: profile.map_or(std::ptr::null_mut(), std::ptr::from_mut),
     };
     // SAFETY: the frame is what `Code::new` says a stage relies on, by this function's own contract.
     let status = unsafe { (program.code().stages[stage as usize])(&raw const frame) };

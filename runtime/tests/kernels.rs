@@ -75,7 +75,14 @@ fn runnable() -> impl Iterator<Item = KernelSet> {
 }
 
 fn frame(context: &Context, buffers: &[*mut u8]) -> Frame {
-    Frame { dims: null(), buffers: buffers.as_ptr(), arena: null_mut(), context, fault: null_mut() }
+    Frame {
+        dims: null(),
+        buffers: buffers.as_ptr(),
+        arena: null_mut(),
+        context,
+        fault: null_mut(),
+        profile: null_mut(),
+    }
 }
 
 /// W as it lies in memory.

@@ -8,7 +8,7 @@ use engraft::ir::json::JsonError;
 use engraft::ir::sample::SampleError;
 use engraft::ir::text::TextError;
 use engraft::ir::value::EvalError;
-use engraft::ir::{BuildErrors, TensorType};
+use engraft::ir::{BuildErrors, DimError, TensorType};
 use engraft::runtime::{CallError, ContextError, LoadError, TensorError};
 use std::io;
 use std::path::PathBuf;
@@ -123,6 +123,23 @@ pub enum CliError {
         /// The formats it can be shown in.
         expected: Vec<&'static str>,
     },
+    /// Extents were given for a level that has no use for them.
+    #[error("--dim is for the bounds of the stage plan, which the stage {stage} does not have")]
+    DimStage {
+        /// The level asked for.
+        stage: &'static str,
+    },
+    /// An extent was given for no symbol of the model.
+    #[error("the model has no dim `{dim}`; its dims are: {}", known.join(", "))]
+    UnknownDim {
+        /// The name given.
+        dim: String,
+        /// The symbols there are.
+        known: Vec<String>,
+    },
+    /// A cost is beyond counting.
+    #[error("cannot count what a step costs: {0}")]
+    Count(#[from] DimError),
     /// A parameter has no value.
     #[error("there is no tensor for the parameter `{param}`, which is {ty}; {}", found.describe())]
     NoWeights {

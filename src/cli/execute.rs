@@ -37,9 +37,14 @@ impl Execution<'_> {
 /// # Errors
 /// A tensor is missing or does not fit.
 pub fn call(model: &Model, given: &Weights) -> Result<Vec<(String, Tensor)>, CliError> {
+    Ok(model.run(&arriving(model, given))?)
+}
+
+/// Those of these tensors that a call takes, with their names, in the program's order.
+pub fn arriving<'a>(model: &'a Model, given: &'a Weights) -> Vec<(&'a str, &'a Tensor)> {
     let arriving = model.program().spec().arriving(runtime::abi::Stage::Call);
-    let inputs = arriving.filter_map(|(_, spec)| Some((spec.name.as_str(), given.get(&spec.name)?.as_ref())));
-    Ok(model.run(&inputs.collect::<Vec<_>>())?)
+    let named = |name: &'a str| Some((name, given.get(name)?.as_ref()));
+    arriving.filter_map(|(_, spec)| named(&spec.name)).collect()
 }
 
 /// The runtime's element type as the IR's.

@@ -9,6 +9,8 @@ mod execute;
 mod layer;
 mod model;
 mod output;
+mod profile;
+mod roofline;
 mod run;
 mod show;
 mod timing;

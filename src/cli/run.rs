@@ -4,7 +4,9 @@ use super::error::CliError;
 use super::execute::{Execution, call, dtype};
 use super::model::ModelArgs;
 use super::output::{FAINT, GOOD, Output};
-use clap::Args;
+use super::profile::Profile;
+use super::roofline::one_thread;
+use clap::{Args, value_parser};
 use engraft::compiler::{Options, compile};
 use engraft::import::safetensors::{read_weights, write};
 use engraft::runtime::{Context, Tensor};
@@ -30,6 +32,12 @@ pub struct Run {
     /// Merge the adapter into the weights when it is loaded
     #[arg(long)]
     merge: bool,
+    /// Tell the time of each kernel beside the least that this machine allows, both with one thread
+    #[arg(long)]
+    profile: bool,
+    /// Calls that a profile takes the medians of [default: what half a second has, 11 to 1001]
+    #[arg(long, value_name = "CALLS", requires = "profile", value_parser = value_parser!(u32).range(1..=100_000))]
+    repeat: Option<u32>,
     /// Print what was done as JSON
     #[arg(long)]
     json: bool,
@@ -40,6 +48,8 @@ pub struct Run {
 struct Facts {
     outputs: Vec<OutputFacts>,
     milliseconds: Milliseconds,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile: Option<Profile>,
 }
 
 #[derive(Serialize)]
@@ -64,14 +74,17 @@ impl Run {
     pub fn run(&self, output: &mut Output) -> Result<(), CliError> {
         let model = self.model.read()?;
         let (weights, given) = (model.weights(self.weights.as_deref())?, read_weights(&self.input)?);
-        let options = Options { merge: self.merge, ..Options::default() };
+        let options = Options { merge: self.merge, profile: self.profile, ..Options::default() };
         let (compiled, compile) = timed(|| Ok(compile(&model.graph, &options)?))?;
-        let context = Arc::new(Context::new(engraft::runtime::Options::default())?);
+        let threads = if self.profile { one_thread() } else { engraft::runtime::Options::default() };
+        let context = Arc::new(Context::new(threads)?);
         let sought = model.sought(self.weights.as_deref());
         let execution = Execution { compiled: &compiled, weights: &weights, sought: &sought };
         let (loaded, load) = timed(|| execution.load(&context))?;
         let (outputs, call) = timed(|| call(&loaded, &given))?;
         let named: Vec<_> = outputs.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
+        let profile = self.profile.then(|| Profile::measure(&execution, &loaded, &given, self.repeat));
+        let profile = profile.transpose()?;
         write(&self.output, &named)?;
 
         let describe = |(name, tensor): &(String, Tensor)| OutputFacts {
@@ -81,7 +94,7 @@ impl Run {
         };
         let [compile, load, call] = [compile, load, call].map(|time| time.as_secs_f64() * 1e3);
         let milliseconds = Milliseconds { compile, load, call };
-        self.print(output, &Facts { outputs: outputs.iter().map(describe).collect(), milliseconds })
+        self.print(output, &Facts { outputs: outputs.iter().map(describe).collect(), milliseconds, profile })
     }
 
     fn print(&self, output: &mut Output, facts: &Facts) -> Result<(), CliError> {
@@ -94,7 +107,8 @@ impl Run {
         let Milliseconds { compile, load, call } = facts.milliseconds;
         output.line(format_args!(
             "{FAINT}compiled in {compile:.1} ms, loaded in {load:.1} ms, first call {call:.3} ms{FAINT:#}"
-        ))
+        ))?;
+        facts.profile.iter().try_for_each(|profile| profile.print(output))
     }
 }
 

@@ -3,10 +3,14 @@
 use super::error::CliError;
 use super::model::ModelArgs;
 use super::output::Output;
+use super::roofline::{self, one_thread};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use engraft::compiler::{Options, optimize};
-use engraft::ir::{Graph, dot, json, text};
+use engraft::compiler::plan::Plan;
+use engraft::compiler::{Options, optimize, plan};
+use engraft::ir::{Bindings, Graph, Symbol, dot, json, text};
+use engraft::runtime::Context;
+use engraft::runtime::measure::Machine;
 use engraft::snapshot::{self, Level};
 
 /// Print a model, as built or at a later stage of its compilation
@@ -28,6 +32,17 @@ pub struct Show {
     /// Merge the adapter into the weights when it is loaded
     #[arg(long)]
     merge: bool,
+    /// The extent of a dim, for the bounds of the stage plan; with all of them, the bounds are times
+    #[arg(long = "dim", value_name = "NAME=EXTENT", value_parser = extent)]
+    dims: Vec<(Symbol, u64)>,
+}
+
+/// Reads `batch=32`.
+fn extent(text: &str) -> Result<(Symbol, u64), String> {
+    let read = |(name, extent): (&str, &str)| Some((Symbol::new(name), extent.parse().ok()?));
+    text.split_once('=')
+        .and_then(read)
+        .ok_or_else(|| "expected a name and an extent, as in batch=32".to_owned())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -77,13 +92,32 @@ impl Show {
             let expected = Format::ALL.into_iter().filter(|f| f.shows(stage)).map(Format::name).collect();
             return Err(CliError::Format { format: format.name(), stage: stage.name(), expected });
         }
+        if stage != Level::Plan && !self.dims.is_empty() {
+            return Err(CliError::DimStage { stage: stage.name() });
+        }
         let graph = self.model.read()?.graph;
         let options = Options { merge, ..Options::default() };
+        if stage == Level::Plan {
+            return self.plan(output, &plan(&optimize(&graph, &options)?.graph, &options)?);
+        }
         let text = match stage {
             Level::Built => format.printer()(&graph),
             Level::Optimized => format.printer()(&optimize(&graph, &options)?.graph),
             Level::Trace | Level::Plan | Level::Clif | Level::Asm => snapshot::at(stage, &graph, &options)?,
         };
         output.text(&text)
+    }
+
+    /// The plan, and under which roof each of its steps is on this machine.
+    fn plan(&self, output: &mut Output, plan: &Plan) -> Result<(), CliError> {
+        let known = || plan.symbols.iter().map(|bound| &bound.symbol);
+        if let Some((dim, _)) = self.dims.iter().find(|(dim, _)| known().all(|symbol| symbol != dim)) {
+            let known = known().map(ToString::to_string).collect();
+            return Err(CliError::UnknownDim { dim: dim.to_string(), known });
+        }
+        let extents: Bindings = self.dims.iter().cloned().collect();
+        let machine = Machine::measure(&Context::new(one_thread())?);
+        output.text(&plan.to_string())?;
+        roofline::print(output, plan, &machine, &extents)
     }
 }

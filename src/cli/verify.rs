@@ -105,8 +105,8 @@ impl Verify {
             Some(file) => Some(model.weights(Some(file))?),
             None => None,
         };
-        let optimised = compile(&model.graph, &Options { optimize: true, merge: self.merge })?;
-        let as_built = compile(&model.graph, &Options { optimize: false, merge: false })?;
+        let optimised = compile(&model.graph, &Options { merge: self.merge, ..Options::default() })?;
+        let as_built = compile(&model.graph, &Options { optimize: false, ..Options::default() })?;
         let case = Case {
             graph: &model.graph,
             trace: &optimised.trace,

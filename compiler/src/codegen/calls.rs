@@ -16,6 +16,9 @@ pub(super) const DOT: &str = "engraft_dot";
 /// See [`PACK`].
 pub(super) const ROW_NORM: &str = "engraft_row_norm";
 
+/// The runtime's entry point that is told when a step has ended.
+pub(super) const MARK: &str = "engraft_mark";
+
 /// The runtime's entry point that computes a kernel, if it is one of the runtime's.
 pub(super) fn entry_point(kernel: &Kernel) -> Option<&'static str> {
     match kernel {

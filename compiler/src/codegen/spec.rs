@@ -46,7 +46,8 @@ pub(super) fn program_spec(plan: &Plan, layout: &mut SizesLayout) -> ProgramSpec
         })
         .collect();
     let steps = plan.steps.iter().map(|step| step.name.clone()).collect();
-    ProgramSpec { symbols, inputs, params, staged, outputs, sizes_len: layout.len(), arena_at, steps }
+    let (sizes_len, profiled) = (layout.len(), plan.profiled);
+    ProgramSpec { symbols, inputs, params, staged, outputs, sizes_len, arena_at, steps, profiled }
 }
 
 fn tensor(plan: &Plan, layout: &mut SizesLayout, id: BufferId, name: Option<&String>) -> TensorSpec {

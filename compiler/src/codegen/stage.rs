@@ -46,6 +46,7 @@ impl<'a, M: Module> Codegen<'a, M> {
         for (index, step) in plan.steps_at(stage) {
             callees.push((index, step, self.callee(step)?, self.step_epilogue(index, step)?));
         }
+        let mark = if plan.profiled { Some(self.entry(calls::MARK)?) } else { None };
         let name = STAGE_FUNCTIONS[stage_index(stage)];
         self.define(name, Linkage::Export, (&[I64], Some(I32)), |this, b, arguments| {
             let frame = arguments[0];
@@ -56,6 +57,11 @@ impl<'a, M: Module> Codegen<'a, M> {
             let places = Places::new(plan, &mut e, stage, frame);
             for (index, step, callee, epilogue) in callees {
                 this.call(&mut e, &places, (frame, dims), (index, step), callee, epilogue);
+                if let Some(mark) = mark {
+                    let mark = this.module.declare_func_in_func(mark, e.b.func);
+                    let number = e.int(index as i64);
+                    e.b.ins().call(mark, &[frame, number]);
+                }
             }
             e.return_status(0);
             Ok(())

@@ -6,14 +6,17 @@
 
 mod build;
 pub mod check;
+mod cost;
 mod error;
 mod fuse;
 pub mod kernel;
 mod print;
+pub mod roofline;
 mod storage;
 mod verify;
 
 pub use build::{PlanOptions, plan};
+pub use cost::Cost;
 pub use error::PlanError;
 pub use verify::{PlanInvariant, verify};
 
@@ -112,6 +115,8 @@ pub struct Plan {
     pub constants: Vec<ConstantData>,
     /// The arena of each of [`STAGES`]: the bytes of each slot.
     pub arenas: [Vec<Dim>; 3],
+    /// Whether the code tells the runtime when each step ends. Without, nothing of the kind is emitted.
+    pub profiled: bool,
 }
 
 /// The stages that run code, in order.

@@ -1,4 +1,5 @@
-//! The text form of a plan, for people and snapshots: symbols, buffers with their places, arenas, steps.
+//! The text form of a plan, for people and snapshots: symbols, buffers with their places, arenas, steps and
+//! what each costs.
 
 use super::kernel::{Access, Expr, Kernel, Linear, Loop, MatrixLayout, RowOp};
 use super::{Buffer, Plan, STAGES, Step, Storage, stage_index};
@@ -7,7 +8,7 @@ use std::fmt;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "plan {}", self.name)?;
+        writeln!(f, "plan {}{}", self.name, flag(self.profiled, "profiled"))?;
         for (index, bound) in self.symbols.iter().enumerate() {
             let source = &self.buffer(bound.buffer).name;
             writeln!(f, "symbol {index} {} @{}: axis {} of {source}", bound.symbol, bound.stage, bound.axis)?;
@@ -26,7 +27,7 @@ impl fmt::Display for Plan {
                 writeln!(f, "  slot {slot}: {bytes} bytes")?;
             }
             for (index, step) in self.steps_at(stage) {
-                writeln!(f, "  {index} {step}")?;
+                writeln!(f, "  {index} {step}\n    {}", self.cost(step))?;
             }
         }
         Ok(())

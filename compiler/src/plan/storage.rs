@@ -29,6 +29,7 @@ impl Draft {
             outputs: Vec::new(),
             constants: Vec::new(),
             arenas: Default::default(),
+            profiled: false,
         };
         Self { plan, sources: Vec::new() }
     }

@@ -213,6 +213,7 @@ pub fn spec() -> ProgramSpec {
         // Loading needs no arena of its own; any size will do.
         arena_at: [10, 10, 13],
         steps: vec!["adapted".to_owned(), "picked".to_owned()],
+        profiled: false,
     }
 }
 

@@ -33,7 +33,7 @@ pub struct Demo {
 const BATCHES: [usize; 2] = [1, 32];
 
 /// How to run the graph as it was built: nothing rewritten, no kernels fused.
-const AS_BUILT: Options = Options { optimize: false, merge: false };
+const AS_BUILT: Options = Options { optimize: false, merge: false, profile: false };
 
 /// How far a program is from the recording.
 #[derive(Serialize)]
