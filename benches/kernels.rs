@@ -1,0 +1,54 @@
+//! Each kernel on one thread, through the smallest graph whose calls consist of it.
+#![allow(clippy::unwrap_used, reason = "benchmarks may panic")]
+
+mod common;
+
+use common::{calls, model, values};
+use criterion::{Criterion, criterion_group, criterion_main};
+use engraft::prelude::*;
+use std::time::Duration;
+
+/// Rows of each input.
+const BATCH: usize = 128;
+/// Features of each input.
+const FEATURES: usize = 768;
+
+/// Writes a graph on x, `[batch, FEATURES]`.
+type Write = for<'g> fn(&'g GraphBuilder, Tensor<'g>) -> Tensor<'g>;
+
+/// What each benchmark computes in a call. A live weight is packed there; a norm of live factors is computed there.
+const KERNELS: [(&str, Write); 8] = [
+    ("linear", |g, x| x.dense(g.param("weight", F32, dims![FEATURES, FEATURES]), None)),
+    ("pack and linear", |g, x| x.dense(g.param("weight", F32, dims![FEATURES, FEATURES]).live(), None)),
+    ("row norm", |g, x| {
+        let w = g.param("weight", F32, dims![FEATURES, FEATURES]);
+        let a = g.param("lora_A", F32, dims![8, FEATURES]).live();
+        let b = g.param("lora_B", F32, dims![FEATURES, 8]).live();
+        x / w.lora_norm(a, b, 2.0)
+    }),
+    ("loop", |_, x| (x.square() + x).relu()),
+    ("exp", |_, x| x.exp()),
+    ("gelu", |_, x| x.gelu()),
+    ("softmax", |_, x| x.softmax(Axis::LAST)),
+    ("layer norm", |g, x| {
+        let (gain, bias) = (g.param("gain", F32, dims![FEATURES]), g.param("bias", F32, dims![FEATURES]));
+        x.layer_norm(Some(gain), Some(bias), 1e-5)
+    }),
+];
+
+fn kernels(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group(format!("kernel {BATCH}x{FEATURES}"));
+    group.sample_size(20).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+    for (name, write) in KERNELS {
+        let g = GraphBuilder::new("kernel");
+        let x = g.input("x", F32, dims!["batch", FEATURES]);
+        g.output("y", write(&g, x));
+        let graph = g.finish().unwrap();
+        let values = values(&graph, BATCH);
+        let model = model(&graph, false, &values);
+        group.bench_function(name, |bencher| calls(bencher, &model, &values));
+    }
+}
+
+criterion_group!(benches, kernels);
+criterion_main!(benches);
