@@ -2,9 +2,7 @@
 //! description says is touched, in a set per buffer. And which roof binds, against trying values.
 #![allow(clippy::unwrap_used)]
 
-use engraft_compiler::plan::kernel::{
-    Access, Expr, Kernel, Linear, Loop, MatrixLayout, Packing, Row, RowOp,
-};
+use engraft_compiler::plan::kernel::{Access, Expr, Kernel, Linear, Loop, MatrixLayout, Packing, Row, RowOp};
 use engraft_compiler::plan::roofline::{Bound, Roof, bound, least};
 use engraft_compiler::plan::{BufferId, Cost, Plan, PlanOptions, Step, plan};
 use engraft_ir::DType::{F32, I64};
@@ -172,9 +170,11 @@ impl Concrete<'_> {
             Kernel::Linear(linear) => {
                 let Linear { batch, rows, out, k, .. } = linear;
                 let weights = if linear.batched_weight { batch } else { one };
-                let mut operands = vec![tensor(&[batch, rows, k]), self.packed(Packing::Panels, weights, out, k)];
+                let mut operands =
+                    vec![tensor(&[batch, rows, k]), self.packed(Packing::Panels, weights, out, k)];
                 if let Some(rank) = &linear.rank {
-                    operands.extend([tensor(&[batch, rows, rank]), self.packed(Packing::Panels, one, out, rank)]);
+                    operands
+                        .extend([tensor(&[batch, rows, rank]), self.packed(Packing::Panels, one, out, rank)]);
                 }
                 operands.extend([linear.gain, linear.bias].iter().filter(|is| **is).map(|_| tensor(&[out])));
                 if let Some(body) = &linear.epilogue {
