@@ -2,6 +2,8 @@
 
 mod common;
 
+#![allow(clippy::unwrap_used, reason = "a benchmark says so by failing")]
+
 use common::{Factors, LAYERS, calls, dense, dora, model, values};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::time::Duration;

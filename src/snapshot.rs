@@ -1,6 +1,6 @@
 //! What each level of a graph's lowering looks like, as text to compare in tests: deterministic, and readable in a diff.
-//! It is the same on every machine, but for the code, which names the platform's calling convention. It knows nothing
-//! about how snapshots are stored.
+//! It is the same on every machine, but for the code, which names the platform's calling convention, and the machine
+//! code, which is this machine's. It knows nothing about how snapshots are stored.
 //!
 //! A test of one's own graph, with [insta](https://insta.rs):
 //!

@@ -1,4 +1,5 @@
-//! A session that has seen a call as large allocates nothing, even while it is profiled. The only test of its process, because it counts.
+//! A session that has seen a call as large allocates nothing, even while it is profiled. The only test of its process,
+//! because it counts.
 #![allow(clippy::unwrap_used, unsafe_code)]
 
 mod common;

@@ -153,7 +153,7 @@ impl Concrete<'_> {
         let floats = match (padded.as_fixed(), packing) {
             (Some(_), _) => packing.len(out as usize, k as usize).unwrap() as u64,
             (None, Packing::Panels) => (out + 15) * k,
-            (None, Packing::Rows) => out * (k + 15),
+            (None, Packing::Rows) => out * (k + 31),
         };
         (0..floats * self.of(batch)).collect()
     }

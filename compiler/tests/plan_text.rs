@@ -6,8 +6,9 @@ mod common;
 
 use engraft_compiler::plan::check::check_all;
 use engraft_compiler::plan::{Plan, PlanOptions, plan};
+use engraft_compiler::{Options, optimize};
 use engraft_ir::DType::F32;
-use engraft_ir::{Axis, Graph, GraphBuilder, Tensor, dims};
+use engraft_ir::{Axis, Graph, GraphBuilder, Stage, Tensor, dims};
 
 /// A graph of one expression on an input `[batch, 6]`.
 fn on_input(name: &str, body: impl for<'g> Fn(&'g GraphBuilder, Tensor<'g>) -> Tensor<'g>) -> Graph {
@@ -52,6 +53,20 @@ fn weight_form_as_written() {
         x.dense(direction.magnitude(m, Axis::OUT), None)
     });
     insta::assert_snapshot!(planned(&graph, false));
+}
+
+/// Merged, the layer reads another weight than the norm does: nothing keeps panels of W.
+#[test]
+fn a_merged_weight_is_the_only_one_kept() {
+    let graph = on_input("merged", |g, x| {
+        let [w, a, b, m] = parameters(g);
+        x.dense((w + Tensor::lora_delta(a, b, 0.5)).normalize(Axis::IN).magnitude(m, Axis::OUT), None)
+    });
+    let options = Options { merge: true, ..Options::default() };
+    let merged = planned(&optimize(&graph, &options).unwrap().graph, true);
+    let kept: Vec<_> = merged.staged.iter().map(|&id| merged.buffer(id)).collect();
+    assert_eq!(kept.len(), 1, "{merged}");
+    assert_eq!(kept[0].stage, Stage::Adapter, "{merged}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! The hot loops of compiled kernels keep everything in registers: no innermost loop touches the stack. Looked for in the
-//! machine code of x86-64, whatever its vector extensions.
+//! machine code for this machine, if it is an x86-64.
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used)]
 

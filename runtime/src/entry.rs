@@ -8,7 +8,7 @@ use crate::panels::{self, LANE, PANEL, Panel};
 use crate::profile::engraft_mark;
 use crate::workers::Shared;
 
-/// Rows of a block: a multiple of a tile's rows, few enough that its outputs (24 KiB a panel) are still in cache when
+/// Rows of a block: few enough that its outputs (24 KiB a panel) are still in cache when
 /// the epilogue reads them, and its inputs when the next panel does.
 const BLOCK_ROWS: usize = 128;
 /// Rows of a block of dot products: they have no panel to use up, so they may be shared out finely.
@@ -86,7 +86,9 @@ pub unsafe extern "C" fn engraft_dot(frame: *const Frame, dot: *const Dot) {
     let (rows, k, out) = (dot.rows as usize, dot.k as usize, dot.out as usize);
     let shared = Shared(dot);
     let operations = rows.saturating_mul(k).saturating_mul(out);
-    context.workers.run(rows.div_ceil(DOT_ROWS), operations, &|task| {
+    // Without outputs there is nothing to do, however many rows.
+    let tasks = if out == 0 { 0 } else { rows.div_ceil(DOT_ROWS) };
+    context.workers.run(tasks, operations, &|task| {
         let dot = shared.get();
         let first = task * DOT_ROWS;
         // SAFETY: the rows from `first` are rows of the caller's matrices, and each task has its own.
@@ -122,7 +124,7 @@ pub unsafe extern "C" fn engraft_row_norm(frame: *const Frame, norm: *const RowN
                 columns: panel.columns,
                 w: norm.w.add(panel.first * k),
                 a: norm.a,
-                a_stride: k.next_multiple_of(LANE),
+                a_stride: panels::row_stride(k),
                 b: norm.b.wrapping_add(panel.first * rank),
                 n: norm.n.add(panel.first),
             });

@@ -188,9 +188,9 @@ fn load(
     earlier.into_iter().chain([&loaded]).for_each(|loaded| loaded.enter(spec, &mut table));
     let mut arena = Buffer::EMPTY;
     stage::grow_arena(&mut arena, spec, stage, &loaded.bindings)?;
+    let profile = loaded.profile.as_mut();
     // SAFETY: the bindings are bound up to this stage, and the table has what was loaded earlier and now. The staged
     // values written are this function's own until it returns.
-    let profile = loaded.profile.as_mut();
     unsafe { stage::run(program, stage, &loaded.bindings, &table, &mut arena, context, profile)? };
     Ok(loaded)
 }

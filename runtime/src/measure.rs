@@ -1,5 +1,5 @@
-//! What this machine can do at most, measured with the very kernels that products run: how fast a tile is when all it
-//! reads is in the first-level cache, and how fast memory can be read. One thread each. It knows nothing about models.
+//! What this machine can do at most: how fast the tile that products run is when all it reads is in the first-level
+//! cache, and how fast memory can be read plainly. One thread each. It knows nothing about models.
 //!
 //! [`Machine::measure`] gives both in one go. [`Tile`] and [`Stream`] are single steps for whoever times them in turn with
 //! something else.

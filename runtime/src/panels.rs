@@ -1,5 +1,5 @@
-//! The forms in which kernels read a matrix, and the packing that makes them. It knows nothing about instruction sets:
-//! one format serves all kernels.
+//! The two forms in which kernels read a matrix, and the packing that makes them. It knows nothing about instruction
+//! sets: the forms are the same for all.
 //!
 //! As [`Packing::Panels`], a matrix W `[out, k]` becomes `ceil(out / 48)` panels of up to [`PANEL`] outputs each. A panel
 //! stores, for each p in `0..k`, its outputs contiguously, so that a product streams through it in the order of p. The
@@ -9,7 +9,8 @@
 //! panel i starts at float i * 48 * k        element (j, p) of a panel of width w is at p * w + j
 //! ```
 //!
-//! As [`Packing::Rows`], it stays `[out, k]`, but each row is padded with zeros to a multiple of [`LANE`].
+//! As [`Packing::Rows`], it stays `[out, k]`, but each row is padded with zeros to an odd multiple of [`LANE`]: rows that
+//! begin an even number of cache lines apart, a power of two at worst, would crowd into few sets of a cache.
 //!
 //! The base is aligned to 64 bytes, hence so is every step of every panel, and every row.
 
@@ -29,18 +30,25 @@ impl Packing {
     /// ```
     /// use engraft_runtime::abi::Packing;
     /// assert_eq!(Packing::Panels.len(70, 3), Some(80 * 3));
-    /// assert_eq!(Packing::Rows.len(70, 3), Some(70 * 16));
+    /// assert_eq!(Packing::Rows.len(70, 17), Some(70 * 48));
     /// ```
     pub const fn len(self, out: usize, k: usize) -> Option<usize> {
-        let (padded, other) = match self {
-            Packing::Panels => (out, k),
-            Packing::Rows => (k, out),
-        };
-        match padded.checked_next_multiple_of(LANE) {
-            Some(padded) => padded.checked_mul(other),
-            None => None,
+        match self {
+            Packing::Panels => match out.checked_next_multiple_of(LANE) {
+                Some(padded) => padded.checked_mul(k),
+                None => None,
+            },
+            Packing::Rows => match k.checked_add(2 * LANE - 1) {
+                Some(_) => row_stride(k).checked_mul(out),
+                None => None,
+            },
         }
     }
+}
+
+/// Floats from one row of [`Packing::Rows`] to the next, for `k + 31` floats that don't overflow.
+pub(crate) const fn row_stride(k: usize) -> usize {
+    if k == 0 { 0 } else { (k.div_ceil(LANE) | 1) * LANE }
 }
 
 /// One panel of a matrix with `out` outputs: where its outputs begin, how many there are, and its padded width.
@@ -67,13 +75,13 @@ impl Panel {
 pub(crate) unsafe fn pack(workers: &Workers, pack: &Pack) {
     let (batch, out, k) = (pack.batch as usize, pack.out as usize, pack.k as usize);
     let parts = match pack.packing {
-        // Without inputs there is nothing to pack, however many outputs.
-        _ if k == 0 => 0,
+        // Without inputs or matrices there is nothing to pack, however many outputs.
+        _ if k == 0 || batch == 0 => 0,
         Packing::Panels => out.div_ceil(PANEL),
         Packing::Rows => out,
     };
     let pack = Shared(*pack);
-    workers.run(batch * parts, batch * out * k, &|task| {
+    workers.run(batch * parts, batch.saturating_mul(out).saturating_mul(k), &|task| {
         let pack = pack.get();
         let (item, part) = (task / parts, task % parts);
         // SAFETY: the caller's pointers cover `item < batch` and `part < parts`; each task writes its own part.
@@ -85,7 +93,7 @@ pub(crate) unsafe fn pack(workers: &Workers, pack: &Pack) {
                     pack_panel(pack, w, to, Panel::of(out, part), k);
                 }
                 Packing::Rows => {
-                    let padded = k.next_multiple_of(LANE);
+                    let padded = row_stride(k);
                     pack_row(pack, w, pack.packed.add((item * out + part) * padded), part, k, padded);
                 }
             }

@@ -2,23 +2,20 @@
 //!
 //! Dispatching allocates nothing and takes no lock: a job is posted, joined and left by atomic operations on one word,
 //! and only a worker that has found nothing to do for a while sleeps. Whoever dispatches works too, and waits only for
-//! workers that have joined: one that wakes late finds the job withdrawn and goes back to sleep. When the pool is busy
-//! with another session's job, the job runs on the calling thread instead; what a task computes must therefore not depend
-//! on which thread runs it.
+//! workers that have joined: one that wakes late finds the job withdrawn and goes back to sleep. Each thread begins with a
+//! share of its own, the same in every call, and then helps the others. When the pool is busy with another session's job,
+//! the job runs on the calling thread instead; what a task computes must therefore not depend on which thread runs it.
 
 use std::cell::UnsafeCell;
 use std::io;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Elementary operations below which waking other threads costs more than it saves.
 const WORTH_SHARING: usize = 1 << 16;
-/// A thread takes its even share of the remaining tasks over this: many at first, for the sake of the caches, and one at
-/// a time at last, so that all threads end together.
-const SHARE: usize = 2;
 /// How long an idle worker looks for the next job before it sleeps: longer than what lies between the products of a call.
 const PATIENCE: Duration = Duration::from_micros(200);
 /// Looks between two readings of the clock, and of a dispatcher before it yields its core.
@@ -28,6 +25,8 @@ const LOOKS: usize = 64;
 const OPEN: usize = 1;
 const STOP: usize = 2;
 const JOINED: usize = 4;
+/// The bits of a [`Share`] that say where it ends.
+const END: u64 = (1 << 32) - 1;
 
 /// A fork-join pool of threads.
 #[derive(Debug)]
@@ -45,24 +44,50 @@ struct Board {
     state: AtomicUsize,
     /// Written by the dispatcher while nobody has joined and nobody can, read by those who have.
     job: UnsafeCell<Option<Job>>,
-    /// The first task not yet taken.
-    next: AtomicUsize,
+    /// For each thread, the dispatching one first, the tasks of its share that nobody has taken.
+    shares: Box<[Share]>,
     /// Whether a task of this job has panicked on a worker.
     panicked: AtomicBool,
     /// For each worker, whether it sleeps or is about to.
     asleep: Box<[AtomicBool]>,
 }
 
+/// A range of tasks, `first << 32 | end`, in a cache line of its own.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Share(AtomicU64);
+
+impl Share {
+    /// Both below 2^32. Relaxed, here and below: a share only deals out numbers; the job that they are of is published by
+    /// `Board::state`, and what tasks write by leaving the job.
+    fn set(&self, first: u64, end: u64) {
+        self.0.store(first << 32 | end, Ordering::Relaxed);
+    }
+
+    fn take_first(&self) -> Option<usize> {
+        self.take(|range| range + (1 << 32)).map(|range| (range >> 32) as usize)
+    }
+
+    fn take_last(&self) -> Option<usize> {
+        self.take(|range| range - 1).map(|range| (range & END) as usize - 1)
+    }
+
+    /// Shortens the range unless it is empty, and returns what it was.
+    fn take(&self, shorten: impl Fn(u64) -> u64) -> Option<u64> {
+        let shortened = |range: u64| (range >> 32 < range & END).then(|| shorten(range));
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, shortened).ok()
+    }
+}
+
 /// A job on the board; the closure is only borrowed, see the SAFETY comment in [`Workers::run`].
 #[derive(Clone, Copy)]
 struct Job {
     task: *const (dyn Fn(usize) + Sync),
-    tasks: usize,
 }
 
 impl std::fmt::Debug for Job {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Job").field("tasks", &self.tasks).finish_non_exhaustive()
+        f.debug_struct("Job").finish_non_exhaustive()
     }
 }
 
@@ -83,7 +108,7 @@ impl Workers {
             busy: AtomicBool::new(false),
             state: AtomicUsize::new(0),
             job: UnsafeCell::new(None),
-            next: AtomicUsize::new(0),
+            shares: (0..threads.get()).map(|_| Share(AtomicU64::new(0))).collect(),
             panicked: AtomicBool::new(false),
             asleep: (0..others).map(|_| AtomicBool::new(false)).collect(),
         };
@@ -108,7 +133,8 @@ impl Workers {
     /// # Panics
     /// When a task panics, after the others have ended.
     pub fn run(&self, tasks: usize, operations: usize, task: &(dyn Fn(usize) + Sync)) {
-        let inline = self.threads.is_empty() || tasks < 2 || operations < WORTH_SHARING;
+        let few = self.threads.is_empty() || tasks < 2 || operations < WORTH_SHARING;
+        let inline = few || u32::try_from(tasks).is_err();
         // Acquire: the former dispatcher's job is over before this one's is written.
         if inline || self.board.busy.swap(true, Ordering::Acquire) {
             (0..tasks).for_each(task);
@@ -121,20 +147,23 @@ impl Workers {
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
         let panicked = {
             let dispatch = Dispatch(&self.board);
-            self.post(Job { task, tasks });
-            self.board.take_tasks(task, tasks);
+            self.post(Job { task }, tasks as u64);
+            self.board.take_tasks(0, task);
             dispatch.finish()
         };
         assert!(!panicked, "a task panicked on a worker thread");
     }
 
     /// Puts a job on the board and wakes who sleeps. Only for who has set `busy`.
-    fn post(&self, job: Job) {
+    fn post(&self, job: Job, tasks: u64) {
         let board = &*self.board;
         // SAFETY: `busy` is ours, so no other dispatcher writes; the last one left the job closed and nobody joined.
         unsafe { *board.job.get() = Some(job) };
         // Relaxed: published by `state`.
-        board.next.store(0, Ordering::Relaxed);
+        let threads = board.shares.len() as u64;
+        for (thread, share) in (0..).zip(&board.shares) {
+            share.set(thread * tasks / threads, (thread + 1) * tasks / threads);
+        }
         board.panicked.store(false, Ordering::Relaxed);
         board.state.fetch_or(OPEN, Ordering::SeqCst);
         self.wake();
@@ -169,12 +198,12 @@ impl Board {
         while let Some(job) = self.join(index) {
             // SAFETY: the dispatcher keeps the closure alive while this thread is counted, see `Workers::run`.
             let task = unsafe { &*job.task };
-            let tasks = std::panic::AssertUnwindSafe(|| self.take_tasks(task, job.tasks));
+            let tasks = std::panic::AssertUnwindSafe(|| self.take_tasks(index + 1, task));
             if std::panic::catch_unwind(tasks).is_err() {
                 // Relaxed: published by leaving.
                 self.panicked.store(true, Ordering::Relaxed);
             }
-            // No task is left, so nobody else need join, this thread again least of all.
+            // No task is left, or one has panicked: nobody else need join, this thread again least of all.
             self.state.fetch_and(!OPEN, Ordering::Relaxed);
             // Release: what the tasks wrote, and the end of this thread's use of the job.
             self.state.fetch_sub(JOINED, Ordering::Release);
@@ -225,19 +254,16 @@ impl Board {
         asleep.store(false, Ordering::Relaxed);
     }
 
-    fn take_tasks(&self, task: &(dyn Fn(usize) + Sync), tasks: usize) {
-        let threads = self.asleep.len() + 1;
-        let portion = |first: usize| (tasks.saturating_sub(first) / (SHARE * threads)).max(1);
-        // Relaxed: the counter only deals out numbers; what tasks write is published by leaving the job.
-        let mut first = self.next.load(Ordering::Relaxed);
-        while first < tasks {
-            let end = first + portion(first);
-            match self.next.compare_exchange_weak(first, end, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => {
-                    (first..end).for_each(task);
-                    first = self.next.load(Ordering::Relaxed);
-                }
-                Err(now) => first = now,
+    /// Runs a thread's own share from the front, then what is left of the others' from the back. So the same thread does
+    /// the same tasks in every call of a program, as far as it can, and finds their weights in its cache.
+    fn take_tasks(&self, thread: usize, task: &(dyn Fn(usize) + Sync)) {
+        while let Some(number) = self.shares[thread].take_first() {
+            task(number);
+        }
+        let (before, others) = self.shares.split_at(thread);
+        for other in others.iter().chain(before) {
+            while let Some(number) = other.take_last() {
+                task(number);
             }
         }
     }
@@ -249,7 +275,7 @@ impl Board {
         // Acquire: what workers wrote before they left. None can join any more, so the count only falls.
         while self.state.load(Ordering::Acquire) >= JOINED {
             looks += 1;
-            // A worker has at most its last portion to do. Parking instead would take a token that the calling thread may
+            // A worker has at most its last task to do. Parking instead would take a token that the calling thread may
             // have been sent for purposes of its own.
             if looks < LOOKS { std::hint::spin_loop() } else { std::thread::yield_now() }
         }

@@ -113,7 +113,7 @@ impl Profile {
             let (time, bound) = (sum(|k| k.microseconds), sum(|k| k.bound_microseconds));
             output.line(format_args!("  {:24}{}", "all of them", times(time, bound, ["", "", ""])))?;
         }
-        let legend = "rate: at the roof that binds; ratio: the time over the bound, which is that roof's";
+        let legend = "rate: at the roof that binds; ratio: the time over that roof's bound,\nwhich holds for what comes from memory: below 1 it came from a cache";
         output.line(format_args!("{FAINT}{legend}{FAINT:#}"))
     }
 }

@@ -234,10 +234,15 @@ impl Planner<'_> {
         packed
     }
 
-    /// The weight that a node holds, packed.
+    /// The weight that a node holds, packed as soon as it is known.
     fn packed_weight(&mut self, id: NodeId, packing: Packing, scale: f64) -> BufferId {
+        let stage = self.stage(self.matrix(id).0);
+        self.packed_weight_at(stage, id, packing, scale)
+    }
+
+    fn packed_weight_at(&mut self, stage: Stage, id: NodeId, packing: Packing, scale: f64) -> BufferId {
         let (source, matrix) = self.matrix(id);
-        let (name, stage) = (self.name(source).to_owned(), self.stage(source));
+        let name = self.name(source).to_owned();
         let pack = Pack { batch: Dim::fixed(1), matrix, scale: scale as f32, packing };
         self.packed(self.value(source), &name, pack, stage)
     }
@@ -391,9 +396,19 @@ impl Planner<'_> {
         let (a, b) = (self.operand(id, ops::LoraNorm::A), self.operand(id, ops::LoraNorm::B));
         let [out, k] = [0, 1].map(|axis| self.shape(weight)[axis].clone());
         let kernel = RowNorm { out, k, rank: self.shape(a)[0].clone() };
-        // As the layer reads them: its panels serve the norm, too.
+        // The panels of a layer serve its norm, too. Where there is no such layer, because the weight that it reads is
+        // another, they are scratch: kept from the base's stage on they would be a second copy of W.
+        let is_layer = |&(user, slot): &(NodeId, usize)| {
+            slot == 1
+                && matches!(
+                    self.graph.node(user).op(),
+                    Op::Dense(_) | Op::Lora(_) | Op::Dora(_) | Op::OutputDora(_)
+                )
+        };
+        let has_layer = self.graph.users(weight).iter().any(is_layer);
+        let panels_stage = if has_layer { self.stage(self.matrix(weight).0) } else { self.stage(id) };
         let reads = vec![
-            self.packed_weight(weight, Packing::Panels, 1.0),
+            self.packed_weight_at(panels_stage, weight, Packing::Panels, 1.0),
             self.packed_weight(a, Packing::Rows, 1.0),
             self.packed_weight(b, Packing::Panels, op.scale),
         ];

@@ -53,19 +53,23 @@ pub struct Pack {
 }
 
 impl Pack {
-    /// The floats that it takes: one extent is rounded up to whole lanes; an upper bound where that is symbolic.
+    /// The floats that it takes: one extent is padded, see the runtime's `panels`; an upper bound where that is symbolic.
     pub fn floats(&self) -> Dim {
         const LANE: u64 = engraft_runtime::panels::LANE as u64;
         let MatrixLayout { out, k, .. } = &self.matrix;
-        let (rounded, other) = match self.packing {
-            Packing::Panels => (out, k),
-            Packing::Rows => (k, out),
+        let lanes = |extent: u64| extent.div_ceil(LANE);
+        let (padded, other) = match self.packing {
+            Packing::Panels => match out.as_fixed() {
+                Some(extent) => (Dim::fixed(lanes(extent).saturating_mul(LANE)), k),
+                None => (out.clone() + (LANE - 1), k),
+            },
+            Packing::Rows => match k.as_fixed() {
+                Some(0) => (Dim::fixed(0), out),
+                Some(extent) => (Dim::fixed((lanes(extent) | 1).saturating_mul(LANE)), out),
+                None => (k.clone() + (2 * LANE - 1), out),
+            },
         };
-        let rounded = match rounded.as_fixed() {
-            Some(extent) => Dim::fixed(extent.div_ceil(LANE).saturating_mul(LANE)),
-            None => rounded.clone() + (LANE - 1),
-        };
-        rounded * other * &self.batch
+        padded * other * &self.batch
     }
 }
 

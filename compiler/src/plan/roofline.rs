@@ -39,7 +39,7 @@ impl fmt::Display for Roof {
 pub enum Bound {
     /// Every symbol has a value.
     Time {
-        /// The least that it can take.
+        /// The least that it can take if its bytes come from memory.
         seconds: f64,
         /// What binds.
         roof: Roof,

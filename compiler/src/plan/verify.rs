@@ -149,11 +149,10 @@ fn operand_count(kernel: &Kernel) -> usize {
             let low_rank = if linear.rank.is_some() { 2 } else { 0 };
             2 + low_rank + usize::from(linear.gain) + usize::from(linear.bias) + epilogue
         }
-        Kernel::Dot(_) => 2,
         Kernel::RowNorm(_) => 3,
         Kernel::Loop(body) => body.reads.len(),
         Kernel::Row(row) => 1 + usize::from(row.weight) + usize::from(row.bias),
-        Kernel::Gather(_) => 2,
+        Kernel::Dot(_) | Kernel::Gather(_) => 2,
     }
 }
 

@@ -1,10 +1,10 @@
 //! Kernels for x86-64 with AVX2 and FMA: a lane is two registers of the sixteen, so a tile of six rows is one lane wide.
 
 use core::arch::x86_64::{
-    __m256, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehdup_ps, _mm_movehl_ps,
-    _mm_prefetch, _mm256_add_ps, _mm256_castps256_ps128, _mm256_cvtps_pd, _mm256_extractf128_ps,
-    _mm256_fmadd_pd, _mm256_fmadd_ps, _mm256_loadu_pd, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps,
-    _mm256_storeu_pd, _mm256_storeu_ps,
+    __m256, __m256d, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehdup_ps,
+    _mm_movehl_ps, _mm_prefetch, _mm256_add_ps, _mm256_castps256_ps128, _mm256_cvtps_pd,
+    _mm256_extractf128_ps, _mm256_fmadd_pd, _mm256_fmadd_ps, _mm256_loadu_pd, _mm256_loadu_ps, _mm256_mul_ps,
+    _mm256_set1_ps, _mm256_storeu_pd, _mm256_storeu_ps,
 };
 
 use super::{Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, dot, norm, stream, tile};
@@ -49,6 +49,7 @@ struct Ymm(__m256, __m256);
 // Every block below has one reason: the CPU has AVX2 and FMA and the pointers are good for the floats that the method
 // names, as its caller promises.
 impl Lanes for Ymm {
+    type Wide = [__m256d; 4];
     const ACCUMULATORS: usize = 6;
 
     #[inline(always)]
@@ -129,16 +130,29 @@ impl Lanes for Ymm {
     }
 
     #[inline(always)]
-    unsafe fn add_squares(self, to: &mut [f64; LANE]) {
+    unsafe fn add_squares(self, mut to: Self::Wide) -> Self::Wide {
         // SAFETY: as above.
         unsafe {
-            for (half, at) in [(self.0, to.as_mut_ptr()), (self.1, to.as_mut_ptr().add(LANE / 2))] {
-                let quarters = [_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half)];
-                for (quarter, at) in quarters.into_iter().zip([at, at.add(LANE / 4)]) {
-                    let wide = _mm256_cvtps_pd(quarter);
-                    _mm256_storeu_pd(at, _mm256_fmadd_pd(wide, wide, _mm256_loadu_pd(at)));
-                }
+            for (half, to) in [self.0, self.1].into_iter().zip(to.as_chunks_mut::<2>().0) {
+                let low = _mm256_cvtps_pd(_mm256_castps256_ps128(half));
+                let high = _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(half));
+                *to = [_mm256_fmadd_pd(low, low, to[0]), _mm256_fmadd_pd(high, high, to[1])];
             }
+        }
+        to
+    }
+
+    #[inline(always)]
+    unsafe fn load_wide(from: &[f64; LANE]) -> Self::Wide {
+        // SAFETY: as above; the quarters lie in the array.
+        std::array::from_fn(|quarter| unsafe { _mm256_loadu_pd(from.as_ptr().add(quarter * LANE / 4)) })
+    }
+
+    #[inline(always)]
+    unsafe fn store_wide(wide: Self::Wide, to: &mut [f64; LANE]) {
+        for (quarter, wide) in wide.into_iter().enumerate() {
+            // SAFETY: as above; the quarters lie in the array.
+            unsafe { _mm256_storeu_pd(to.as_mut_ptr().add(quarter * LANE / 4), wide) };
         }
     }
 
@@ -149,7 +163,7 @@ impl Lanes for Ymm {
     }
 
     #[inline(always)]
-    unsafe fn prefetch_far(from: *const u8) {
+    unsafe fn prefetch_far(from: *const f32) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
     }

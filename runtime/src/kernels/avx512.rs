@@ -1,8 +1,8 @@
 //! Kernels for x86-64 with AVX-512F: a lane is one register, a full tile 24 of the 32.
 
 use core::arch::x86_64::{
-    __m256, __m512, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehdup_ps,
-    _mm_movehl_ps, _mm_prefetch, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps256_ps128,
+    __m256, __m512, __m512d, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32,
+    _mm_movehdup_ps, _mm_movehl_ps, _mm_prefetch, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps256_ps128,
     _mm256_extractf128_ps, _mm512_add_ps, _mm512_castps_pd, _mm512_castps512_ps256, _mm512_cvtps_pd,
     _mm512_extractf64x4_pd, _mm512_fmadd_pd, _mm512_fmadd_ps, _mm512_loadu_pd, _mm512_loadu_ps,
     _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_storeu_pd,
@@ -68,6 +68,7 @@ fn first(count: usize) -> u16 {
 // Every block below has one reason: the CPU has AVX-512F and the pointers are good for the floats that the method names,
 // as its caller promises.
 impl Lanes for Zmm {
+    type Wide = [__m512d; 2];
     const ACCUMULATORS: usize = 24;
 
     #[inline(always)]
@@ -131,14 +132,27 @@ impl Lanes for Zmm {
     }
 
     #[inline(always)]
-    unsafe fn add_squares(self, to: &mut [f64; LANE]) {
+    unsafe fn add_squares(self, [to_low, to_high]: Self::Wide) -> Self::Wide {
         // SAFETY: as above.
         unsafe {
             let (low, high) = halves(self);
-            for (half, at) in [(low, to.as_mut_ptr()), (high, to.as_mut_ptr().add(LANE / 2))] {
-                let wide = _mm512_cvtps_pd(half);
-                _mm512_storeu_pd(at, _mm512_fmadd_pd(wide, wide, _mm512_loadu_pd(at)));
-            }
+            let (low, high) = (_mm512_cvtps_pd(low), _mm512_cvtps_pd(high));
+            [_mm512_fmadd_pd(low, low, to_low), _mm512_fmadd_pd(high, high, to_high)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_wide(from: &[f64; LANE]) -> Self::Wide {
+        // SAFETY: as above; the halves lie in the array.
+        unsafe { [_mm512_loadu_pd(from.as_ptr()), _mm512_loadu_pd(from.as_ptr().add(LANE / 2))] }
+    }
+
+    #[inline(always)]
+    unsafe fn store_wide([low, high]: Self::Wide, to: &mut [f64; LANE]) {
+        // SAFETY: as above; the halves lie in the array.
+        unsafe {
+            _mm512_storeu_pd(to.as_mut_ptr(), low);
+            _mm512_storeu_pd(to.as_mut_ptr().add(LANE / 2), high);
         }
     }
 
@@ -149,7 +163,7 @@ impl Lanes for Zmm {
     }
 
     #[inline(always)]
-    unsafe fn prefetch_far(from: *const u8) {
+    unsafe fn prefetch_far(from: *const f32) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
     }

@@ -5,7 +5,7 @@
 //! So it is the same whichever tile computes it.
 
 use super::Lanes;
-use crate::panels::LANE;
+use crate::panels::{LANE, row_stride};
 
 /// Rows of x in a tile, and rows of A: with AVX-512, 24 sums and three lanes of x are in registers.
 const TILE_ROWS: usize = 3;
@@ -20,7 +20,7 @@ pub(crate) struct DotBlock {
     pub(crate) out: usize,
     /// `[rows, k]`, contiguous.
     pub(crate) x: *const f32,
-    /// `[out, k]` with rows padded to whole lanes with zeros.
+    /// `[out, k]`, packed as rows.
     pub(crate) a: *const f32,
     /// `[rows, out]`, contiguous.
     pub(crate) h: *mut f32,
@@ -74,24 +74,24 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const OUT: usize>(
     row: usize,
     output: usize,
 ) -> usize {
-    let padded = block.k.next_multiple_of(LANE);
+    let a_stride = row_stride(block.k);
     let (whole, rest) = (block.k / LANE * LANE, block.k % LANE);
     // SAFETY: the tile lies inside the block; a lane of x is cut to what remains of its row, A is padded.
     unsafe {
-        let (x, a) = (block.x.add(row * block.k), block.a.add(output * padded));
+        let (x, a) = (block.x.add(row * block.k), block.a.add(output * a_stride));
         let mut sums = [[L::splat(0.0); OUT]; ROWS];
         let mut lanes = [L::splat(0.0); ROWS];
         for p in (0..whole).step_by(LANE) {
             for r in 0..ROWS {
                 lanes[r] = L::load(x.add(r * block.k + p));
             }
-            accumulate(&mut sums, &lanes, a.add(p), padded);
+            accumulate(&mut sums, &lanes, a.add(p), a_stride);
         }
         if rest > 0 {
             for r in 0..ROWS {
                 lanes[r] = L::load_first(x.add(r * block.k + whole), rest);
             }
-            accumulate(&mut sums, &lanes, a.add(whole), padded);
+            accumulate(&mut sums, &lanes, a.add(whole), a_stride);
         }
         for r in 0..ROWS {
             for j in 0..OUT {

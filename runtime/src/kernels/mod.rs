@@ -35,6 +35,8 @@ pub(crate) use tile::Block;
 ///
 /// All methods are `unsafe` for one reason beside their pointers: the CPU must have the instruction set.
 pub(crate) trait Lanes: Copy {
+    /// Sixteen 64-bit floats.
+    type Wide: Copy;
     /// How many sums stay in registers beside what is added to them.
     const ACCUMULATORS: usize;
     unsafe fn splat(value: f32) -> Self;
@@ -51,11 +53,13 @@ pub(crate) trait Lanes: Copy {
     /// The sum of the lane, by halves: eight and eight, then four and four, and so on.
     unsafe fn sum(self) -> f32;
     /// Adds each float's square, which a 64-bit float holds exactly.
-    unsafe fn add_squares(self, to: &mut [f64; LANE]);
+    unsafe fn add_squares(self, to: Self::Wide) -> Self::Wide;
+    unsafe fn load_wide(from: &[f64; LANE]) -> Self::Wide;
+    unsafe fn store_wide(wide: Self::Wide, to: &mut [f64; LANE]);
     /// Hints that the cache line at `from` is read soon; any address will do.
     unsafe fn prefetch(from: *const f32);
     /// Hints that the cache line at `from` is read later: it is fetched into the second-level cache.
-    unsafe fn prefetch_far(from: *const u8);
+    unsafe fn prefetch_far(from: *const f32);
 }
 
 /// The kernels of one instruction set.

@@ -8,10 +8,8 @@ use super::Lanes;
 use super::tile::{Ahead, Factor, TILE_ROWS, accumulate};
 use crate::panels::{LANE, PANEL};
 
-/// How many inputs ahead of its use a line of the panel, which is read once, is fetched into the first-level cache.
-const NEAR: usize = 2 * TILE_ROWS;
-/// The same for the second-level cache: a tile's sums take about as long as ten of its inputs take to arrive.
-const FAR: usize = 16 * TILE_ROWS;
+/// How many inputs ahead of its use the panel, which is read once, is fetched; with as many steps as the rank.
+const AHEAD: usize = 4 * TILE_ROWS;
 
 /// One panel of the adapted weight.
 #[derive(Clone, Copy, Debug)]
@@ -90,23 +88,19 @@ unsafe fn tile<L: Lanes, const INPUTS: usize, const WIDTH: usize>(
     unsafe {
         let w = block.w.add(input * block.width + lane * LANE);
         let mut sums = [[L::splat(0.0); WIDTH]; INPUTS];
-        for p in 0..INPUTS {
-            for v in 0..WIDTH {
-                let line = w.wrapping_add(p * block.width + v * LANE);
-                L::prefetch(line.wrapping_add(NEAR * block.width));
-                L::prefetch_far(line.wrapping_add(FAR * block.width).cast());
-            }
-        }
         if block.rank > 0 {
             let a = Factor { at: block.a.add(input), row_stride: 1, step_stride: block.a_stride };
             let b = block.b.add(lane * LANE);
-            accumulate(&mut sums, a, b, block.width, block.rank, Ahead::nothing(b));
+            let ahead = Ahead::only(w.wrapping_add(AHEAD * block.width));
+            accumulate(&mut sums, a, b, block.width, block.rank, ahead);
         }
         for v in 0..WIDTH {
+            let mut wide = L::load_wide(&squares[lane + v]);
             for p in 0..INPUTS {
                 let adapted = sums[p][v].add(L::load(w.add(p * block.width + v * LANE)));
-                adapted.add_squares(&mut squares[lane + v]);
+                wide = adapted.add_squares(wide);
             }
+            L::store_wide(wide, &mut squares[lane + v]);
         }
     }
     INPUTS

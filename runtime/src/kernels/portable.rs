@@ -47,6 +47,7 @@ impl Floats {
 }
 
 impl Lanes for Floats {
+    type Wide = [f64; LANE];
     /// For sixteen registers of four floats, as SSE2 and NEON have at least.
     const ACCUMULATORS: usize = 3;
 
@@ -119,15 +120,26 @@ impl Lanes for Floats {
     }
 
     #[inline(always)]
-    unsafe fn add_squares(self, to: &mut [f64; LANE]) {
+    unsafe fn add_squares(self, mut to: Self::Wide) -> Self::Wide {
         for (sum, value) in to.iter_mut().zip(self.0) {
             *sum += f64::from(value) * f64::from(value);
         }
+        to
+    }
+
+    #[inline(always)]
+    unsafe fn load_wide(from: &[f64; LANE]) -> Self::Wide {
+        *from
+    }
+
+    #[inline(always)]
+    unsafe fn store_wide(wide: Self::Wide, to: &mut [f64; LANE]) {
+        *to = wide;
     }
 
     #[inline(always)]
     unsafe fn prefetch(_: *const f32) {}
 
     #[inline(always)]
-    unsafe fn prefetch_far(_: *const u8) {}
+    unsafe fn prefetch_far(_: *const f32) {}
 }

@@ -66,17 +66,20 @@ struct Place {
     ahead: Ahead,
 }
 
-/// What to fetch into the second-level cache at each step: a line at `from + step * bytes`.
+/// What to fetch for later at each step.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead {
-    from: *const u8,
-    bytes: usize,
+    /// Into the first-level cache: as many lines as the tile is wide, from here on and then as far apart as steps of w.
+    pub(super) near: *const f32,
+    /// Into the second-level cache: a line from here on, and `far_stride` floats further with each step.
+    pub(super) far: *const f32,
+    pub(super) far_stride: usize,
 }
 
 impl Ahead {
-    /// Nothing new: the same line again and again, which is as good as free.
-    pub(super) const fn nothing(from: *const f32) -> Ahead {
-        Ahead { from: from.cast(), bytes: 0 }
+    /// The same line again and again, and what is at `near`.
+    pub(super) const fn only(near: *const f32) -> Ahead {
+        Ahead { near, far: near, far_stride: 0 }
     }
 }
 
@@ -130,16 +133,18 @@ unsafe fn all_rows<L: Lanes>(block: &Block, steps: Steps) {
     }
 }
 
-/// Each tile fetches its share of what follows the panel's block in memory: the next block, or the next panel. A single
-/// tile has no time to spare for that; it is as fast as memory already.
+/// Each tile fetches its share of what follows the panel's block in memory: the next block, or the next panel. Of two
+/// tiles each fetches two lines in three: more than one a step costs more than it gains. A single tile fetches nothing;
+/// it is as fast as memory already.
 #[inline(always)]
 fn next_block(block: &Block, steps: Steps, tile: usize, tiles: usize) -> Ahead {
     let (from, floats) = (block.w.wrapping_add(steps.first * block.width), steps.count * block.width);
+    let near = from.wrapping_add(PREFETCH_STEPS * block.width);
     if tiles == 1 || steps.count == 0 {
-        return Ahead::nothing(from);
+        return Ahead::only(near);
     }
-    let from = from.wrapping_add(floats + tile * floats / tiles);
-    Ahead { from: from.cast(), bytes: floats * size_of::<f32>() / tiles / steps.count }
+    let far = from.wrapping_add(floats + tile * floats / tiles);
+    Ahead { near, far, far_stride: floats / tiles / steps.count }
 }
 
 #[inline(always)]
@@ -181,12 +186,13 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(block: &Block, p
         }
         let x = Factor { at: block.x.add(row * block.k + steps.first), row_stride: block.k, step_stride: 1 };
         let w = block.w.add(steps.first * block.width + column);
+        let ahead = Ahead { near: ahead.near.wrapping_add(column), ..ahead };
         accumulate(&mut sums, x, w, block.width, steps.count, ahead);
         if steps.last {
             if block.rank > 0 {
                 let h = Factor { at: block.h.add(row * block.rank), row_stride: block.rank, step_stride: 1 };
                 let b = block.b.add(column);
-                accumulate(&mut sums, h, b, block.width, block.rank, Ahead::nothing(b));
+                accumulate(&mut sums, h, b, block.width, block.rank, Ahead::only(b));
             }
             if !block.gain.is_null() {
                 for v in 0..WIDTH {
@@ -242,10 +248,10 @@ pub(super) unsafe fn accumulate<L: Lanes, const ROWS: usize, const WIDTH: usize>
         for p in 0..steps {
             let w = w.add(p * w_stride);
             for v in 0..WIDTH {
-                L::prefetch(w.wrapping_add(PREFETCH_STEPS * w_stride + v * LANE));
+                L::prefetch(ahead.near.wrapping_add(p * w_stride + v * LANE));
                 lanes[v] = L::load(w.add(v * LANE));
             }
-            L::prefetch_far(ahead.from.wrapping_add(p * ahead.bytes));
+            L::prefetch_far(ahead.far.wrapping_add(p * ahead.far_stride));
             for r in 0..ROWS {
                 let x = L::splat(*x.at.add(r * x.row_stride + p * x.step_stride));
                 for v in 0..WIDTH {

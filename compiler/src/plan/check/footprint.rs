@@ -94,13 +94,14 @@ impl Footprint {
 }
 
 /// The bytes of `batch` packed matrices `[out, k]`: of each, the outputs of panels are rounded up to whole lanes, and
-/// the inputs of rows.
+/// the inputs of rows to an odd number of them.
 pub(super) fn packed_bytes(packing: Packing, batch: u64, out: u64, k: u64) -> u64 {
-    let (padded, other) = match packing {
-        Packing::Panels => (out, k),
-        Packing::Rows => (k, out),
+    let (lanes, other) = match packing {
+        Packing::Panels => (out.div_ceil(LANE), k),
+        Packing::Rows if k == 0 => (0, out),
+        Packing::Rows => (k.div_ceil(LANE) | 1, out),
     };
-    let padded = padded.div_ceil(LANE).saturating_mul(LANE);
+    let padded = lanes.saturating_mul(LANE);
     [batch, other, F32].into_iter().fold(padded, u64::saturating_mul)
 }
 
