@@ -1,8 +1,7 @@
 //! Whole layers on one thread: bare, DoRA unmerged and merged, and DoRA whose A, B and m come with each call.
+#![allow(clippy::unwrap_used, reason = "benchmarks may panic")]
 
 mod common;
-
-#![allow(clippy::unwrap_used, reason = "a benchmark says so by failing")]
 
 use common::{Factors, LAYERS, calls, dense, dora, model, values};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};

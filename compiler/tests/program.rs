@@ -14,6 +14,7 @@ use engraft_ir::ops::{Input, Unary};
 use engraft_ir::{Dim, Graph, GraphBuilder, Shape, Stage, dims, sample};
 use engraft_runtime::{CallError, Context, KernelSet, Model, StageError, Tensor};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 /// A DoRA layer with an epilogue, a norm and a softmax.
 fn layer() -> Graph {
@@ -105,6 +106,30 @@ fn a_row_does_not_depend_on_its_neighbours() {
             assert_eq!(alone.as_f32().unwrap(), rows, "rows {first}.. of `{name}`");
         }
     }
+}
+
+/// W, A, B and the magnitude live on as panels and gain; the bias is read where it lies.
+#[test]
+fn only_what_a_later_stage_reads_is_kept() {
+    let graph = layer();
+    let given = values(&graph, 7, 3);
+    let program = compile(&graph, &Options::default()).unwrap().program;
+    let [base, adapter] = [Stage::Base, Stage::Adapter].map(|stage| weights(&graph, &given, stage));
+    let watch = |(name, tensor): (&str, &Arc<Tensor>)| (name.to_owned(), Arc::downgrade(tensor));
+    let watched: Vec<_> = base.iter().chain(adapter.iter()).map(watch).collect();
+    let kept = || -> Vec<&str> {
+        let kept = watched.iter().filter(|(_, tensor)| tensor.upgrade().is_some());
+        kept.map(|(name, _)| name.as_str()).collect()
+    };
+    assert_eq!(kept(), ["bias", "w", "a", "b", "m"]);
+    let loaded = program.load_base(&base, context(1, None)).unwrap();
+    drop(base);
+    assert_eq!(kept(), ["bias", "a", "b", "m"]);
+    let model = loaded.load_adapter(&adapter).unwrap();
+    drop((adapter, loaded));
+    assert_eq!(kept(), ["bias"]);
+    let worst = difference(&run_in(&mut model.session(), &graph, &given), &eval(&graph, &given).unwrap());
+    assert!(worst <= 1.0, "off by {worst} tolerances");
 }
 
 #[test]

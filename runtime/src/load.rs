@@ -1,5 +1,6 @@
 //! Loading: base weights make a [`Base`] of a program, an adapter's weights make a [`Model`] of a base. Each computes
-//! what can be computed by then and keeps it. Knows nothing about calls.
+//! what can be computed by then and keeps it, and of the weights no more than later stages read. Knows nothing about
+//! calls.
 
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use crate::bind::{BindError, Bindings};
 use crate::context::Context;
 use crate::memory::Buffer;
 use crate::profile::Profile;
-use crate::program::{Program, ProgramSpec, StagedSpec, TensorSpec};
+use crate::program::{Binder, Program, ProgramSpec, StagedSpec, TensorSpec};
 use crate::session::{CallError, Session};
 use crate::stage::{self, StageError, Table};
 use crate::tensor::{Tensor, Weights};
@@ -63,8 +64,8 @@ struct ModelInner {
 #[derive(Debug)]
 pub(crate) struct Loaded {
     stage: Stage,
-    /// The stage's parameters in the program's order, kept because later stages may read them.
-    tensors: Vec<Arc<Tensor>>,
+    /// The stage's parameters that a later stage reads; while the stage runs, all of them.
+    tensors: Vec<(Binder, Arc<Tensor>)>,
     /// The stage's staged values in the program's order.
     staged: Vec<Buffer>,
     pub(crate) bindings: Bindings,
@@ -73,7 +74,8 @@ pub(crate) struct Loaded {
 
 impl Program {
     /// Loads the base weights and runs the base stage on them. Tensors that the program doesn't know are ignored, and
-    /// values that aren't finite are taken as they are.
+    /// values that aren't finite are taken as they are. Tensors that no later stage reads aren't kept: once `weights` is
+    /// dropped, their memory is free.
     ///
     /// # Errors
     /// When a tensor is missing or doesn't fit, when memory doesn't suffice, or when the stage finds an id out of range.
@@ -159,8 +161,8 @@ impl Model {
 impl Loaded {
     /// Enters what this stage has loaded into a table.
     fn enter(&self, spec: &ProgramSpec, table: &mut Table) {
-        for ((binder, _), tensor) in spec.arriving(self.stage).zip(&self.tensors) {
-            table.set_arriving(binder, tensor.address());
+        for (binder, tensor) in &self.tensors {
+            table.set_arriving(*binder, tensor.address());
         }
         let staged = spec.staged.iter().enumerate().filter(|(_, staged)| staged.stage == self.stage);
         for ((index, _), buffer) in staged.zip(&self.staged) {
@@ -180,7 +182,7 @@ fn load(
     let spec = program.spec();
     let tensors = find(spec, stage, weights)?;
     let mut bindings = earlier.map_or_else(|| Bindings::new(spec), |earlier| earlier.bindings.clone());
-    bindings.bind(program, stage, &tensors.iter().map(Arc::as_ref).collect::<Vec<_>>())?;
+    bindings.bind(program, stage, &tensors.iter().map(|(_, tensor)| &**tensor).collect::<Vec<_>>())?;
     let staged = allocate(spec, stage, &bindings)?;
     let mut loaded = Loaded { stage, tensors, staged, bindings, profile: Profile::of(spec) };
 
@@ -189,22 +191,25 @@ fn load(
     let mut arena = Buffer::EMPTY;
     stage::grow_arena(&mut arena, spec, stage, &loaded.bindings)?;
     let profile = loaded.profile.as_mut();
-    // SAFETY: the bindings are bound up to this stage, and the table has what was loaded earlier and now. The staged
-    // values written are this function's own until it returns.
+    // SAFETY: the bindings are bound up to this stage, and the table has what was loaded now and what of earlier stages
+    // is still read. The staged values written are this function's own until it returns.
     unsafe { stage::run(program, stage, &loaded.bindings, &table, &mut arena, context, profile)? };
+    loaded.tensors.retain(|(binder, _)| spec.is_read_after(stage, *binder));
     Ok(loaded)
 }
 
 /// The parameters of a stage in the program's order.
-fn find(spec: &ProgramSpec, stage: Stage, weights: &Weights) -> Result<Vec<Arc<Tensor>>, LoadError> {
-    let tensor = |param: &TensorSpec| {
-        weights.get(&param.name).cloned().ok_or_else(|| LoadError::MissingParam {
-            name: param.name.clone(),
-            expected: param.display.clone(),
-            stage,
-        })
+fn find(
+    spec: &ProgramSpec,
+    stage: Stage,
+    weights: &Weights,
+) -> Result<Vec<(Binder, Arc<Tensor>)>, LoadError> {
+    let tensor = |(binder, param): (Binder, &TensorSpec)| {
+        let missing =
+            || LoadError::MissingParam { name: param.name.clone(), expected: param.display.clone(), stage };
+        Ok((binder, weights.get(&param.name).cloned().ok_or_else(missing)?))
     };
-    spec.arriving(stage).map(|(_, param)| tensor(param)).collect()
+    spec.arriving(stage).map(tensor).collect()
 }
 
 /// Memory for the staged values of a stage, in the program's order.

@@ -24,13 +24,16 @@ pub struct TensorSpec {
     pub display: String,
 }
 
-/// A parameter, and when it is known.
+/// A parameter, when it is known, and how long it is needed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParamSpec {
     /// The tensor.
     pub tensor: TensorSpec,
     /// When it arrives; a parameter of [`Stage::Call`] is live: passed with each call.
     pub stage: Stage,
+    /// The last stage that reads it, or the stage at which it arrives where none does. What no later stage reads isn't
+    /// kept after its own.
+    pub last_read: Stage,
 }
 
 /// The tensor from whose shape a symbol is read.
@@ -133,6 +136,16 @@ pub enum ProgramError {
         /// The stage it claims.
         found: Stage,
     },
+    /// A parameter that is read before it arrives.
+    #[error("`{name}` arrives at stage {stage}, but is last read at stage {last_read}")]
+    ReadBeforeItArrives {
+        /// The parameter.
+        name: String,
+        /// When it arrives.
+        stage: Stage,
+        /// When it is said to be read.
+        last_read: Stage,
+    },
     /// A staged value of the call stage, which no later stage could read.
     #[error("staged value `{name}` is of stage call; it must be of stage base or adapter")]
     StagedAtCall {
@@ -157,9 +170,9 @@ impl Code {
     /// - They may be called, from any thread and from several at once, as long as `owner` lives.
     /// - `sizes` reads one dim per symbol and writes `sizes_len` values, nothing else.
     /// - A stage reads and writes only what its frame gives: it reads inputs, params and staged values that are known
-    ///   at its stage, within their shapes and bytes; writes its own stage's staged values, the outputs (call stage
-    ///   only) and its arena, of `sizes[arena_at[stage]]` bytes; and relies on no alignment beyond that of
-    ///   [`abi`](crate::abi).
+    ///   at its stage, within their shapes and bytes, and of the params none whose [`last_read`](ParamSpec::last_read)
+    ///   is an earlier stage; writes its own stage's staged values, the outputs (call stage only) and its arena, of
+    ///   `sizes[arena_at[stage]]` bytes; and relies on no alignment beyond that of [`abi`](crate::abi).
     /// - It returns 0, or another value after filling the fault. It doesn't unwind, and ids from outside are checked
     ///   before they index anything.
     pub unsafe fn new(stages: [StageFn; 3], sizes: SizesFn, owner: Box<dyn Any + Send + Sync>) -> Code {
@@ -216,6 +229,14 @@ impl ProgramSpec {
             .chain(params.map(|(index, param)| (Binder::Param(index), &param.tensor)))
     }
 
+    /// Whether a stage after `stage` reads a tensor that has arrived by then.
+    pub(crate) fn is_read_after(&self, stage: Stage, tensor: Binder) -> bool {
+        match tensor {
+            Binder::Input(_) => false,
+            Binder::Param(index) => self.params.get(index).is_some_and(|param| param.last_read > stage),
+        }
+    }
+
     /// The tensor that binds a symbol and when it is known.
     pub(crate) fn binder(&self, binder: Binder) -> Option<(&TensorSpec, Stage)> {
         match binder {
@@ -230,6 +251,12 @@ impl ProgramSpec {
         distinct("outputs", &self.outputs)?;
         for tensor in self.inputs.iter().chain(params()).chain(&self.outputs) {
             self.check_sizes(&tensor.name, tensor.shape_at, tensor.rank)?;
+        }
+        for ParamSpec { tensor, stage, last_read } in &self.params {
+            if last_read < stage {
+                let (name, stage, last_read) = (tensor.name.clone(), *stage, *last_read);
+                return Err(ProgramError::ReadBeforeItArrives { name, stage, last_read });
+            }
         }
         for staged in &self.staged {
             self.check_sizes(&staged.name, staged.bytes_at, 1)?;

@@ -23,7 +23,8 @@ pub enum StageError {
     },
 }
 
-/// The table of a frame's buffers: the addresses of inputs, params, staged values and outputs.
+/// The table of a frame's buffers: the addresses of inputs, params, staged values and outputs. Those of params that no
+/// stage reads any more are null.
 #[derive(Debug)]
 pub(crate) struct Table {
     addresses: Vec<*mut u8>,
@@ -83,8 +84,8 @@ pub(crate) fn grow_arena(
 /// Runs one stage.
 ///
 /// # Safety
-/// `bindings` is bound up to `stage`; `table` has the address of every tensor and staged value known at that stage, of
-/// this stage's staged values and, for a call, of the outputs, each as large as `bindings` says; what the stage writes
+/// `bindings` is bound up to `stage`; `table` has the address of every tensor and staged value known and still read at
+/// that stage, of this stage's staged values and, for a call, of the outputs, each as large as `bindings` says; what the stage writes
 /// is read or written by nobody else meanwhile; `arena` is large enough for it.
 pub(crate) unsafe fn run(
     program: &Program,

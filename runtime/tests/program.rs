@@ -89,6 +89,21 @@ fn a_model_keeps_what_it_needs() {
 }
 
 #[test]
+fn a_model_lets_go_of_what_no_later_stage_reads() {
+    let (base_weights, adapter_weights) = (base_weights(OUT), adapter_weights(10, OUT, 3));
+    let mut given = vec![Arc::downgrade(base_weights.get("weight").unwrap())];
+    given.extend(["a", "b"].map(|name| Arc::downgrade(adapter_weights.get(name).unwrap())));
+    let base = program().load_base(&base_weights, context(1)).unwrap();
+    let model = base.load_adapter(&adapter_weights).unwrap();
+    let inputs = inputs(20, 2, OUT);
+    let expected = reference(&base_weights, &adapter_weights, &inputs);
+    drop((base_weights, adapter_weights));
+    assert!(given.iter().all(|tensor| tensor.upgrade().is_none()));
+    let [x, ids, bias] = &inputs;
+    assert_close(&model.run(&[("x", x), ("ids", ids), ("bias", bias)]).unwrap()[0].1, &expected);
+}
+
+#[test]
 fn sessions_on_several_threads_agree_with_one() {
     let base = program().load_base(&base_weights(OUT), context(3)).unwrap();
     let models = [1, 8].map(|rank| base.load_adapter(&adapter_weights(50, OUT, rank)).unwrap());
@@ -337,6 +352,10 @@ fn descriptions_that_do_not_hold_together_are_refused() {
     assert_eq!(
         refused(|spec| spec.symbols[1].stage = Stage::Call).to_string(),
         "symbol `out` is of stage call, but the tensor that binds it is of stage base"
+    );
+    assert_eq!(
+        refused(|spec| spec.params[1].last_read = Stage::Base).to_string(),
+        "`a` arrives at stage adapter, but is last read at stage base"
     );
     assert_eq!(
         refused(|spec| spec.staged[1].stage = Stage::Call).to_string(),

@@ -204,7 +204,7 @@ fn medians(
         session.run_into(&inputs, &mut outputs)?;
         let after = totals(session);
         for ((times, before), after) in times.iter_mut().zip(&before).zip(&after) {
-            times.push(after.total - before.total);
+            times.push(after.total.saturating_sub(before.total));
         }
         before = after;
     }

@@ -17,6 +17,7 @@ pub(super) fn program_spec(plan: &Plan, layout: &mut SizesLayout) -> ProgramSpec
         .map(|&buffer| ParamSpec {
             tensor: tensor(plan, layout, buffer, None),
             stage: run_stage(plan.buffer(buffer).stage),
+            last_read: last_read(plan, buffer),
         })
         .collect();
     let outputs =
@@ -59,6 +60,13 @@ fn tensor(plan: &Plan, layout: &mut SizesLayout, id: BufferId, name: Option<&Str
         shape_at: layout.extents(plan, id),
         display: buffer.ty.to_string(),
     }
+}
+
+/// The last stage with a step that reads the buffer, or the buffer's own. (An output is a buffer that a step writes, never
+/// a parameter itself.)
+fn last_read(plan: &Plan, buffer: BufferId) -> RunStage {
+    let readers = plan.steps.iter().filter(|step| step.reads.contains(&buffer)).map(|step| step.stage);
+    readers.chain([plan.buffer(buffer).stage]).map(run_stage).fold(RunStage::Base, RunStage::max)
 }
 
 fn run_stage(stage: Stage) -> RunStage {

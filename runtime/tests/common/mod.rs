@@ -169,8 +169,9 @@ fn tensor(name: &str, dtype: DType, rank: usize, shape_at: usize, display: &str)
     TensorSpec { name: name.to_owned(), dtype, rank, shape_at, display: display.to_owned() }
 }
 
+/// A parameter that its own stage packs, and no later one reads.
 fn param(name: &str, stage: Stage, rank: usize, shape_at: usize, display: &str) -> ParamSpec {
-    ParamSpec { tensor: tensor(name, DType::F32, rank, shape_at, display), stage }
+    ParamSpec { tensor: tensor(name, DType::F32, rank, shape_at, display), stage, last_read: stage }
 }
 
 fn symbol(name: &str, bound_by: Binder, stage: Stage) -> SymbolSpec {
