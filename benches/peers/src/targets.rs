@@ -1,0 +1,167 @@
+//! What the times should be, as ratios of each other, and whether they are. Knows nothing about how they came about.
+
+use crate::contender::Who;
+use crate::grid::Shape;
+use crate::results::Point;
+use serde::Serialize;
+
+/// A ratio that should be small, or a speedup that should be large.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// What is compared.
+    pub measure: &'static str,
+    /// Where it applies: `None` where it doesn't, otherwise the bound.
+    bound: fn(Shape, usize) -> Option<Bound>,
+    /// The ratio at a point with so many threads, if everybody it takes was there.
+    ratio: fn(&Point, usize) -> Option<f64>,
+    /// Whether it is asked at each number of threads, or once a point.
+    each_threads: bool,
+}
+
+/// What a ratio should be.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bound {
+    /// No more than this.
+    AtMost(f64),
+    /// No less than this.
+    AtLeast(f64),
+}
+
+impl Bound {
+    /// Whether a ratio is within it.
+    pub fn holds(self, ratio: f64) -> bool {
+        match self {
+            Bound::AtMost(bound) => ratio <= bound,
+            Bound::AtLeast(bound) => ratio >= bound,
+        }
+    }
+}
+
+impl std::fmt::Display for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Bound::AtMost(bound) => write!(f, "<= {bound}"),
+            Bound::AtLeast(bound) => write!(f, ">= {bound}"),
+        }
+    }
+}
+
+/// A ratio at a point, beside its target.
+#[derive(Debug, Serialize)]
+pub struct Ratio {
+    /// What is compared.
+    pub measure: &'static str,
+    /// Where.
+    pub shape: Shape,
+    /// Where.
+    pub batch: usize,
+    /// With how many threads; none for the measures that compare numbers of threads.
+    pub threads: Option<usize>,
+    /// What was measured.
+    pub ratio: f64,
+    /// What it should be.
+    pub target: Bound,
+    /// Whether it is.
+    pub met: bool,
+}
+
+/// All targets that times of calls decide.
+pub const TARGETS: [Target; 5] = [
+    Target {
+        measure: "DoRA / our bare layer",
+        bound: |_, batch| match batch {
+            1 => Some(Bound::AtMost(1.06)),
+            8.. => Some(Bound::AtMost(1.03)),
+            _ => None,
+        },
+        ratio: |point, threads| Some(point.median(Who::Dora, threads)? / point.median(Who::Dense, threads)?),
+        each_threads: true,
+    },
+    Target {
+        measure: "DoRA / best of ONNX Runtime, OpenVINO, PyTorch",
+        bound: |_, batch| Some(Bound::AtMost(if batch <= 8 { 0.75 } else { 0.93 })),
+        ratio: |point, threads| {
+            let peers = [Who::OnnxRuntime, Who::OpenVino, Who::Torch, Who::TorchCompiled];
+            Some(point.median(Who::Dora, threads)? / point.best(&peers, threads)?)
+        },
+        each_threads: true,
+    },
+    Target {
+        measure: "DoRA / PEFT's, the faster of eager and torch.compile",
+        bound: |_, batch| (batch <= 8).then_some(Bound::AtMost(0.05)),
+        ratio: |point, threads| {
+            let peers = [Who::Peft, Who::PeftCompiled];
+            Some(point.median(Who::Dora, threads)? / point.best(&peers, threads)?)
+        },
+        each_threads: true,
+    },
+    Target {
+        measure: "DoRA, speed with two threads / with one",
+        bound: |_, batch| (batch >= 128).then_some(Bound::AtLeast(1.85)),
+        ratio: |point, _| Some(point.median(Who::Dora, 1)? / point.median(Who::Dora, 2)?),
+        each_threads: false,
+    },
+    Target {
+        measure: "live norms / frozen",
+        bound: |shape, batch| (shape.inputs == 4096 && batch == 128).then_some(Bound::AtMost(1.25)),
+        ratio: |point, threads| Some(point.median(Who::Live, threads)? / point.median(Who::Dora, threads)?),
+        each_threads: true,
+    },
+];
+
+/// Every ratio that has a target at these points.
+pub fn ratios(points: &[Point], threads: &[usize]) -> Vec<Ratio> {
+    let mut ratios = Vec::new();
+    for target in TARGETS {
+        for point in points {
+            let Some(bound) = (target.bound)(point.shape, point.batch) else { continue };
+            let asked: Vec<_> =
+                if target.each_threads { threads.iter().copied().map(Some).collect() } else { vec![None] };
+            for threads in asked {
+                if let Some(ratio) = (target.ratio)(point, threads.unwrap_or(1)) {
+                    let (measure, shape, batch) = (target.measure, point.shape, point.batch);
+                    let met = bound.holds(ratio);
+                    ratios.push(Ratio { measure, shape, batch, threads, ratio, target: bound, met });
+                }
+            }
+        }
+    }
+    ratios
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Bound, ratios};
+    use crate::contender::Who;
+    use crate::grid::SHAPES;
+    use crate::results::Point;
+    use crate::rounds::Times;
+
+    fn times(who: Who, threads: usize, median: f64) -> Times {
+        Times { who, threads, median, quartiles: [median; 2], turns: 1, calls: 1 }
+    }
+
+    #[test]
+    fn ratios_stand_beside_the_bounds_of_their_batch() {
+        let times = vec![
+            times(Who::Dense, 1, 100.0),
+            times(Who::Dora, 1, 104.0),
+            times(Who::OnnxRuntime, 1, 130.0),
+            times(Who::Torch, 1, 208.0),
+        ];
+        let points = [1, 4, 8].map(|batch| Point { shape: SHAPES[0], batch, times: times.clone() });
+        let found: Vec<_> = ratios(&points, &[1, 2]).into_iter().map(|r| (r.batch, r.ratio, r.target, r.met)).collect();
+        let (against_dense, against_peers) = (1.04, 0.8);
+        assert_eq!(
+            found,
+            [
+                (1, against_dense, Bound::AtMost(1.06), true),
+                (8, against_dense, Bound::AtMost(1.03), false),
+                (1, against_peers, Bound::AtMost(0.75), false),
+                (4, against_peers, Bound::AtMost(0.75), false),
+                (8, against_peers, Bound::AtMost(0.75), false),
+            ]
+        );
+    }
+}
