@@ -35,19 +35,16 @@ class Torch:
         return torch.nn.functional.linear(x, self.weight, self.bias)
 
 
-class TorchCompiled:
+def compiled(arrays, x):
     """The same through torch.compile, frozen: so the weight is a constant, which the compiler may lay out as it likes."""
-
-    def __init__(self, arrays):
-        merged = arrays["merged"]
-        layer = torch.nn.Linear(merged.shape[1], merged.shape[0]).eval()
-        layer.weight.copy_(merged)
-        layer.bias.copy_(arrays["bias"])
-        self.compiled = torch.compile(layer, dynamic=False)
-
-    def __call__(self, x):
-        with torch._inductor.config.patch(freezing=True):
-            return self.compiled(x)
+    weight = arrays["merged"]
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0]).eval()
+    layer.weight.copy_(weight)
+    layer.bias.copy_(arrays["bias"])
+    layer = torch.compile(layer, dynamic=False)
+    with torch._inductor.config.patch(freezing=True):
+        layer(x)
+    return layer
 
 
 def peft_layer(arrays, rank, alpha):
@@ -84,7 +81,7 @@ class Worker:
         layer = peft_layer(arrays, rank, int(alpha))
         self.contenders = {
             "torch": Torch(arrays),
-            "torch_compiled": TorchCompiled(arrays),
+            "torch_compiled": compiled(arrays, self.x),
             "peft": layer,
             "peft_compiled": torch.compile(layer, dynamic=False),
             "peft_cached": peft_layer(arrays, rank, int(alpha)),

@@ -38,7 +38,8 @@ impl Shape {
 
     /// What has to move at least, if all of it moves once: weights, A, B, gain, bias, x and y.
     pub fn bytes(self, batch: usize) -> f64 {
-        let weights = self.inputs * self.outputs + self.rank * (self.inputs + self.outputs) + 2 * self.outputs;
+        let weights =
+            self.inputs * self.outputs + self.rank * (self.inputs + self.outputs) + 2 * self.outputs;
         size_of::<f32>() as f64 * (weights + batch * (self.inputs + self.outputs)) as f64
     }
 

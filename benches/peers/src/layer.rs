@@ -137,7 +137,9 @@ fn merge(shape: Shape, weight: &[f32], a: &[f32], b: &[f32], magnitude: &[f32]) 
             row.iter_mut().zip(a).for_each(|(w, &a)| *w += scale * f64::from(b) * f64::from(a));
         }
         let gain = f64::from(m) / row.iter().map(|w| w * w).sum::<f64>().sqrt();
-        row.iter_mut().for_each(|w| *w *= gain);
+        for w in row {
+            *w *= gain;
+        }
     }
     merged
 }

@@ -42,13 +42,7 @@ impl OnnxRuntime {
     ///
     /// # Errors
     /// The library refuses the model.
-    pub fn load(
-        &self,
-        model: &Path,
-        threads: usize,
-        x: &Tensor,
-        outputs: usize,
-    ) -> Result<OnnxModel, Error> {
+    pub fn load(&self, model: &Path, threads: usize, x: &Tensor, outputs: usize) -> Result<OnnxModel, Error> {
         let session = Session::builder(&self.environment)
             .map_err(failed)?
             .with_optimization_level(GraphOptimizationLevel::All)

@@ -14,8 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 /// Who lives in the Python process.
-const CONTENDERS: [Who; 5] =
-    [Who::Torch, Who::TorchCompiled, Who::Peft, Who::PeftCompiled, Who::PeftCached];
+const CONTENDERS: [Who; 5] = [Who::Torch, Who::TorchCompiled, Who::Peft, Who::PeftCompiled, Who::PeftCached];
 
 /// A Python process.
 pub struct Python {

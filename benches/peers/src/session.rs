@@ -47,9 +47,8 @@ impl Session {
             Ok(Arc::new(Context::new(options)?))
         };
         let interpreter = venv.join("bin/python");
-        let python = |&threads: &usize| {
-            Python::start(&interpreter, Path::new(WORKER), threads).map(RefCell::new)
-        };
+        let python =
+            |&threads: &usize| Python::start(&interpreter, Path::new(WORKER), threads).map(RefCell::new);
         let library = |directory: &str, prefix: &str| find(&packages.join(directory), prefix);
         Ok(Self {
             batches: grid.batches.clone(),
@@ -57,8 +56,7 @@ impl Session {
             pythons: grid.threads.iter().map(python).collect::<Result<_, Error>>()?,
             onnx_runtime: OnnxRuntime::open(&library("onnxruntime/capi", "libonnxruntime.so")?)?,
             open_vino: OpenVino::open(&library("openvino/libs", "libopenvino_c.so")?)?,
-            directory: TempDir::new()
-                .map_err(|source| Error::File { path: std::env::temp_dir(), source })?,
+            directory: TempDir::new().map_err(|source| Error::File { path: std::env::temp_dir(), source })?,
         })
     }
 

@@ -59,7 +59,8 @@ pub struct Ratio {
     /// With how many threads; none for the measures that compare numbers of threads.
     pub threads: Option<usize>,
     /// What was measured.
-    pub ratio: f64,
+    #[serde(rename = "ratio")]
+    pub value: f64,
     /// What it should be.
     pub target: Bound,
     /// Whether it is.
@@ -119,10 +120,10 @@ pub fn ratios(points: &[Point], threads: &[usize]) -> Vec<Ratio> {
             let asked: Vec<_> =
                 if target.each_threads { threads.iter().copied().map(Some).collect() } else { vec![None] };
             for threads in asked {
-                if let Some(ratio) = (target.ratio)(point, threads.unwrap_or(1)) {
+                if let Some(value) = (target.ratio)(point, threads.unwrap_or(1)) {
                     let (measure, shape, batch) = (target.measure, point.shape, point.batch);
-                    let met = bound.holds(ratio);
-                    ratios.push(Ratio { measure, shape, batch, threads, ratio, target: bound, met });
+                    let met = bound.holds(value);
+                    ratios.push(Ratio { measure, shape, batch, threads, value, target: bound, met });
                 }
             }
         }
@@ -151,7 +152,8 @@ mod tests {
             times(Who::Torch, 1, 208.0),
         ];
         let points = [1, 4, 8].map(|batch| Point { shape: SHAPES[0], batch, times: times.clone() });
-        let found: Vec<_> = ratios(&points, &[1, 2]).into_iter().map(|r| (r.batch, r.ratio, r.target, r.met)).collect();
+        let found: Vec<_> =
+            ratios(&points, &[1, 2]).into_iter().map(|r| (r.batch, r.value, r.target, r.met)).collect();
         let (against_dense, against_peers) = (1.04, 0.8);
         assert_eq!(
             found,

@@ -10,8 +10,10 @@ use std::fmt::Write;
 /// The page.
 pub fn page(results: &Results, plots: &[Plot]) -> String {
     let mut page = String::from("# Engraft beside its peers\n\n");
-    page += "Written by `benches/peers/run.sh`; its README says what is compared and how. Times are medians of\n";
-    let _ = writeln!(page, "interleaved turns in one session, in f32. Before, all agreed within {TOLERANCE}.\n");
+    page +=
+        "Written by `benches/peers/run.sh`; its README says what is compared and how. Times are medians of\n";
+    let _ =
+        writeln!(page, "interleaved turns in one session, in f32. Before, all agreed within {TOLERANCE}.\n");
     machine(&mut page, results);
     targets(&mut page, results);
     page += "\n## Plots\n";
@@ -25,7 +27,8 @@ pub fn page(results: &Results, plots: &[Plot]) -> String {
 
 fn machine(page: &mut String, results: &Results) {
     let machine = &results.machine;
-    let versions: Vec<_> = results.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+    let versions: Vec<_> =
+        results.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
     let rows = [
         ("processor", machine.processor.clone()),
         ("cores", machine.cores.to_string()),
@@ -42,7 +45,8 @@ fn machine(page: &mut String, results: &Results) {
 
 /// For each target and bound, the ratio that is furthest from it, and how many are within.
 fn targets(page: &mut String, results: &Results) {
-    *page += "\n## Targets\n\n| measure | target | best | median | worst | met |\n|---|---|---|---|---|---|\n";
+    *page +=
+        "\n## Targets\n\n| measure | target | best | median | worst | met |\n|---|---|---|---|---|---|\n";
     for target in TARGETS {
         let of_target = || results.ratios.iter().filter(|ratio| ratio.measure == target.measure);
         let mut bounds: Vec<Bound> = Vec::new();
@@ -54,15 +58,15 @@ fn targets(page: &mut String, results: &Results) {
         for bound in bounds {
             let mut ratios: Vec<&Ratio> = of_target().filter(|ratio| ratio.target == bound).collect();
             ratios.sort_by(|a, b| match bound {
-                Bound::AtMost(_) => a.ratio.total_cmp(&b.ratio),
-                Bound::AtLeast(_) => b.ratio.total_cmp(&a.ratio),
+                Bound::AtMost(_) => a.value.total_cmp(&b.value),
+                Bound::AtLeast(_) => b.value.total_cmp(&a.value),
             });
             let met = ratios.iter().filter(|ratio| ratio.met).count();
             let mut batches: Vec<_> = ratios.iter().map(|ratio| ratio.batch).collect();
             batches.sort_unstable();
             batches.dedup();
             let batches: Vec<_> = batches.iter().map(ToString::to_string).collect();
-            let [best, median, worst] = [0, ratios.len() / 2, ratios.len() - 1].map(|i| ratios[i].ratio);
+            let [best, median, worst] = [0, ratios.len() / 2, ratios.len() - 1].map(|i| ratios[i].value);
             let _ = writeln!(
                 page,
                 "| {}, batch {} | {bound} | {best:.3} | {median:.3} | {worst:.3} | {met} of {} |",
@@ -80,9 +84,9 @@ fn times(page: &mut String, results: &Results) {
         let _ = write!(page, "\n## Microseconds a call, {threads} thread{plural}\n");
         for points in results.points.chunk_by(|a, b| a.shape == b.shape) {
             let _ = write!(page, "\n### {}\n\n|  |", points[0].shape);
-            points.iter().for_each(|point| {
+            for point in points {
                 let _ = write!(page, " batch {} |", point.batch);
-            });
+            }
             let _ = writeln!(page, "\n|---|{}", "---:|".repeat(points.len()));
             for who in Who::ALL {
                 let cells: Vec<_> = points.iter().map(|point| cell(point, who, threads)).collect();
@@ -102,7 +106,8 @@ fn cell(point: &Point, who: Who, threads: usize) -> String {
 
 fn every_ratio(page: &mut String, results: &Results) {
     *page += "\n## Every ratio that has a target\n\n";
-    *page += "| measure | layer | batch | threads | ratio | target | met |\n|---|---|---:|---|---:|---|---|\n";
+    *page +=
+        "| measure | layer | batch | threads | ratio | target | met |\n|---|---|---:|---|---:|---|---|\n";
     for ratio in &results.ratios {
         let threads = ratio.threads.map_or("2 and 1".to_owned(), |threads| threads.to_string());
         let _ = writeln!(
@@ -111,7 +116,7 @@ fn every_ratio(page: &mut String, results: &Results) {
             ratio.measure,
             ratio.shape,
             ratio.batch,
-            ratio.ratio,
+            ratio.value,
             ratio.target,
             if ratio.met { "yes" } else { "no" }
         );

@@ -2,6 +2,7 @@
 
 mod markdown;
 mod plots;
+mod style;
 
 use crate::error::Error;
 use crate::results::Results;
