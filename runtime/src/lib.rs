@@ -15,6 +15,7 @@ mod context;
 mod entry;
 mod kernels;
 mod load;
+pub mod measure;
 mod memory;
 pub mod panels;
 mod program;

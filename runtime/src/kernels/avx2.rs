@@ -5,10 +5,10 @@ use core::arch::x86_64::{
     _mm256_set1_ps, _mm256_storeu_ps,
 };
 
-use super::{Block, KernelSet, Kernels, Lanes, NormBlock, norm, tile};
+use super::{Block, KernelSet, Kernels, Lanes, NormBlock, norm, stream, tile};
 use crate::panels::LANE;
 
-pub(super) static KERNELS: Kernels = Kernels { set: KernelSet::Avx2, product, row_norm };
+pub(super) static KERNELS: Kernels = Kernels { set: KernelSet::Avx2, product, row_norm, stream };
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn product(block: &Block) {
@@ -20,6 +20,12 @@ unsafe fn product(block: &Block) {
 unsafe fn row_norm(block: &NormBlock) {
     // SAFETY: the block is the caller's promise, the instructions this function's.
     unsafe { norm::row_norm::<Ymm>(block) }
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn stream(from: *const f32, count: usize) -> f32 {
+    // SAFETY: the floats are the caller's promise, the instructions this function's.
+    unsafe { stream::stream::<Ymm>(from, count) }
 }
 
 #[derive(Clone, Copy)]

@@ -5,9 +5,9 @@ use core::arch::x86_64::{
     _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_storeu_ps,
 };
 
-use super::{Block, KernelSet, Kernels, Lanes, NormBlock, norm, tile};
+use super::{Block, KernelSet, Kernels, Lanes, NormBlock, norm, stream, tile};
 
-pub(super) static KERNELS: Kernels = Kernels { set: KernelSet::Avx512, product, row_norm };
+pub(super) static KERNELS: Kernels = Kernels { set: KernelSet::Avx512, product, row_norm, stream };
 
 #[target_feature(enable = "avx512f")]
 unsafe fn product(block: &Block) {
@@ -19,6 +19,12 @@ unsafe fn product(block: &Block) {
 unsafe fn row_norm(block: &NormBlock) {
     // SAFETY: the block is the caller's promise, the instructions this function's.
     unsafe { norm::row_norm::<Zmm>(block) }
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn stream(from: *const f32, count: usize) -> f32 {
+    // SAFETY: the floats are the caller's promise, the instructions this function's.
+    unsafe { stream::stream::<Zmm>(from, count) }
 }
 
 #[derive(Clone, Copy)]

@@ -1,5 +1,5 @@
 //! The kernels: one table of functions for each instruction set, chosen at run time. What they compute and in which
-//! order is written once, in `tile` (products) and `norm` (row norms), over [`Lanes`]; an instruction set is an
+//! order is written once, in `tile` (products), `norm` (row norms) and `stream` (a plain read), over [`Lanes`]; an instruction set is an
 //! implementation of that trait. Kernels know nothing about batches, threads or frames.
 //!
 //! Every element of a product is summed in the order of its k, one term at a time, whichever kernel, tile or thread
@@ -13,6 +13,7 @@
 
 mod norm;
 mod portable;
+mod stream;
 mod tile;
 
 #[cfg(target_arch = "x86_64")]
@@ -23,6 +24,7 @@ mod avx512;
 use std::str::FromStr;
 
 pub(crate) use norm::{NORM_ROWS, NormBlock};
+pub(crate) use stream::STREAM_STEP;
 pub(crate) use tile::Block;
 
 /// Sixteen floats side by side, in whatever registers an instruction set has for them.
@@ -52,6 +54,7 @@ pub struct Kernels {
     set: KernelSet,
     pub(crate) product: unsafe fn(&Block),
     pub(crate) row_norm: unsafe fn(&NormBlock),
+    pub(crate) stream: unsafe fn(*const f32, usize) -> f32,
 }
 
 impl Kernels {

@@ -1,9 +1,9 @@
 //! Kernels in plain Rust, which the compiler turns into whatever vectors the target has.
 
-use super::{Block, KernelSet, Kernels, Lanes, NormBlock, norm, tile};
+use super::{Block, KernelSet, Kernels, Lanes, NormBlock, norm, stream, tile};
 use crate::panels::LANE;
 
-pub(super) static KERNELS: Kernels = Kernels { set: KernelSet::Portable, product, row_norm };
+pub(super) static KERNELS: Kernels = Kernels { set: KernelSet::Portable, product, row_norm, stream };
 
 unsafe fn product(block: &Block) {
     // SAFETY: the block is the caller's promise; plain Rust runs on any CPU.
@@ -13,6 +13,11 @@ unsafe fn product(block: &Block) {
 unsafe fn row_norm(block: &NormBlock) {
     // SAFETY: the block is the caller's promise; plain Rust runs on any CPU.
     unsafe { norm::row_norm::<Floats>(block) }
+}
+
+unsafe fn stream(from: *const f32, count: usize) -> f32 {
+    // SAFETY: the floats are the caller's promise; plain Rust runs on any CPU.
+    unsafe { stream::stream::<Floats>(from, count) }
 }
 
 #[derive(Clone, Copy)]
