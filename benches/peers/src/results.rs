@@ -32,6 +32,17 @@ pub struct Point {
     pub batch: usize,
     /// Everybody's.
     pub times: Vec<Times>,
+    /// What the machine could do at most just then, with one thread.
+    pub bounds: Bounds,
+}
+
+/// What a core and its memory can do at most.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Bounds {
+    /// Of our product's tile, running out of the first-level cache.
+    pub flops_per_second: f64,
+    /// Of a plain read.
+    pub bytes_per_second: f64,
 }
 
 impl Point {

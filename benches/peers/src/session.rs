@@ -9,8 +9,9 @@ use crate::onnx_runtime::OnnxRuntime;
 use crate::open_vino::OpenVino;
 use crate::ours::Programs;
 use crate::python::{self, Python};
-use crate::results::Point;
+use crate::results::{Bounds, Point};
 use crate::rounds;
+use engraft::runtime::measure::Machine;
 use engraft::runtime::{Context, Options, Tensor};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -96,7 +97,7 @@ impl Session {
             let times = rounds::times(&mut entries, budget)?;
             let dora = times.iter().find(|times| times.who == Who::Dora).map_or(0.0, |times| times.median);
             eprintln!("{shape}, batch {batch}: all agree; DoRA takes {dora:.1} us");
-            points.push(Point { shape, batch, times });
+            points.push(Point { shape, batch, times, bounds: bounds(self.context()) });
         }
         Ok(points)
     }
@@ -125,6 +126,12 @@ impl Session {
         }
         Ok(entries)
     }
+}
+
+/// What the machine can do now: it is shared with others, and not equally fast all the time.
+fn bounds(context: &Context) -> Bounds {
+    let Machine { flops_per_second, bytes_per_second } = Machine::measure(context);
+    Bounds { flops_per_second, bytes_per_second }
 }
 
 /// Everybody has to compute the same: some rows as f64 has them, and all rows as the first who computes it.

@@ -14,8 +14,19 @@ pub struct Target {
     bound: fn(Shape, usize) -> Option<Bound>,
     /// The ratio at a point with so many threads, if everybody it takes was there.
     ratio: fn(&Point, usize) -> Option<f64>,
-    /// Whether it is asked at each number of threads, or once a point.
-    each_threads: bool,
+    /// At which numbers of threads it is asked.
+    asked: Asked,
+}
+
+/// At which numbers of threads a ratio is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// At each.
+    Each,
+    /// With one.
+    One,
+    /// It compares two with one.
+    Both,
 }
 
 /// What a ratio should be.
@@ -67,8 +78,8 @@ pub struct Ratio {
     pub met: bool,
 }
 
-/// All targets that times of calls decide.
-pub const TARGETS: [Target; 5] = [
+/// All targets.
+pub const TARGETS: [Target; 7] = [
     Target {
         measure: "DoRA / our bare layer",
         bound: |_, batch| match batch {
@@ -77,7 +88,7 @@ pub const TARGETS: [Target; 5] = [
             _ => None,
         },
         ratio: |point, threads| Some(point.median(Who::Dora, threads)? / point.median(Who::Dense, threads)?),
-        each_threads: true,
+        asked: Asked::Each,
     },
     Target {
         measure: "DoRA / best of ONNX Runtime, OpenVINO, PyTorch",
@@ -86,7 +97,7 @@ pub const TARGETS: [Target; 5] = [
             let peers = [Who::OnnxRuntime, Who::OpenVino, Who::Torch, Who::TorchCompiled];
             Some(point.median(Who::Dora, threads)? / point.best(&peers, threads)?)
         },
-        each_threads: true,
+        asked: Asked::Each,
     },
     Target {
         measure: "DoRA / PEFT's, the faster of eager and torch.compile",
@@ -95,19 +106,37 @@ pub const TARGETS: [Target; 5] = [
             let peers = [Who::Peft, Who::PeftCompiled];
             Some(point.median(Who::Dora, threads)? / point.best(&peers, threads)?)
         },
-        each_threads: true,
+        asked: Asked::Each,
     },
     Target {
         measure: "DoRA, speed with two threads / with one",
         bound: |_, batch| (batch >= 128).then_some(Bound::AtLeast(1.85)),
         ratio: |point, _| Some(point.median(Who::Dora, 1)? / point.median(Who::Dora, 2)?),
-        each_threads: false,
+        asked: Asked::Both,
     },
     Target {
         measure: "live norms / frozen",
         bound: |shape, batch| (shape.inputs == 4096 && batch == 128).then_some(Bound::AtMost(1.25)),
         ratio: |point, threads| Some(point.median(Who::Live, threads)? / point.median(Who::Dora, threads)?),
-        each_threads: true,
+        asked: Asked::Each,
+    },
+    Target {
+        measure: "DoRA, flops a second / the same tile's out of L1",
+        bound: |_, batch| (batch >= 32).then_some(Bound::AtLeast(0.95)),
+        ratio: |point, threads| {
+            let seconds = point.median(Who::Dora, threads)? / 1e6;
+            Some(point.shape.flops(point.batch) / seconds / point.bounds.flops_per_second)
+        },
+        asked: Asked::One,
+    },
+    Target {
+        measure: "DoRA, bytes a second / a plain read's",
+        bound: |shape, batch| (shape.inputs == 4096 && batch == 1).then_some(Bound::AtLeast(0.95)),
+        ratio: |point, threads| {
+            let seconds = point.median(Who::Dora, threads)? / 1e6;
+            Some(point.shape.bytes(point.batch) / seconds / point.bounds.bytes_per_second)
+        },
+        asked: Asked::One,
     },
 ];
 
@@ -117,8 +146,11 @@ pub fn ratios(points: &[Point], threads: &[usize]) -> Vec<Ratio> {
     for target in TARGETS {
         for point in points {
             let Some(bound) = (target.bound)(point.shape, point.batch) else { continue };
-            let asked: Vec<_> =
-                if target.each_threads { threads.iter().copied().map(Some).collect() } else { vec![None] };
+            let asked = match target.asked {
+                Asked::Each => threads.iter().copied().map(Some).collect(),
+                Asked::One => vec![Some(1)],
+                Asked::Both => vec![None],
+            };
             for threads in asked {
                 if let Some(value) = (target.ratio)(point, threads.unwrap_or(1)) {
                     let (measure, shape, batch) = (target.measure, point.shape, point.batch);
@@ -136,7 +168,7 @@ mod tests {
     use super::{Bound, ratios};
     use crate::contender::Who;
     use crate::grid::SHAPES;
-    use crate::results::Point;
+    use crate::results::{Bounds, Point};
     use crate::rounds::Times;
 
     fn times(who: Who, threads: usize, median: f64) -> Times {
@@ -151,7 +183,8 @@ mod tests {
             times(Who::OnnxRuntime, 1, 130.0),
             times(Who::Torch, 1, 208.0),
         ];
-        let points = [1, 4, 8].map(|batch| Point { shape: SHAPES[0], batch, times: times.clone() });
+        let bounds = Bounds { flops_per_second: 1e11, bytes_per_second: 1e10 };
+        let points = [1, 4, 8].map(|batch| Point { shape: SHAPES[0], batch, times: times.clone(), bounds });
         let found: Vec<_> =
             ratios(&points, &[1, 2]).into_iter().map(|r| (r.batch, r.value, r.target, r.met)).collect();
         let (against_dense, against_peers) = (1.04, 0.8);

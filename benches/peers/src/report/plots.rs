@@ -6,7 +6,7 @@ use super::style::{
 };
 use crate::contender::Who;
 use crate::error::Error;
-use crate::results::{Point, Results};
+use crate::results::{Bounds, Point, Results};
 use plotters::coord::combinators::BindKeyPoints;
 use plotters::prelude::*;
 use std::path::Path;
@@ -54,6 +54,9 @@ const ROOFLINE: [Series; 4] = [
     series(&[Who::OnnxRuntime], "ONNX Runtime, merged", GREEN, 1),
     series(&[Who::Dora], "Engraft, DoRA", BLUE, 2),
 ];
+
+/// The bounds that the machine sets.
+const ROOF: Look = Look { title: "a read, a tile out of L1", color: BLACK, width: 2 };
 
 /// Draws all plots.
 ///
@@ -123,7 +126,7 @@ fn times(path: &Path, title: &str, points: &[Point], threads: &[usize]) -> Resul
             chart.draw_series(LineSeries::new(line, series.look.line()).point_size(3))?;
         }
     }
-    let looks: Vec<_> = TIMES.iter().rev().map(|series| series.look.clone()).collect();
+    let looks: Vec<_> = TIMES.iter().rev().map(|series| series.look).collect();
     legend(&legend_area, &looks)?;
     root.present()
 }
@@ -140,8 +143,9 @@ fn roofline(path: &Path, title: &str, points: &[Point]) -> Result<(), DrawError>
         Some((flops / point.shape.bytes(point.batch), flops / point.best(series.who, 1)? / 1e3))
     };
     let all = ROOFLINE.iter().flat_map(|series| points.iter().filter_map(move |point| place(series, point)));
+    let bounds = typical(points);
     let (left, right) = range(all.clone().map(|(x, _)| x));
-    let (bottom, top) = range(all.map(|(_, y)| y));
+    let (bottom, top) = range(all.map(|(_, y)| y).chain([bounds.flops_per_second / 1e9]));
     let mut chart = ChartBuilder::on(&area)
         .margin_right(12)
         .x_label_area_size(46)
@@ -162,15 +166,34 @@ fn roofline(path: &Path, title: &str, points: &[Point]) -> Result<(), DrawError>
         .x_label_formatter(&|x| short(*x))
         .y_label_formatter(&|y| short(*y))
         .draw()?;
+    // No more than memory delivers work for, and no more than a core can do: equal where the lines meet.
+    let knee = bounds.flops_per_second / bounds.bytes_per_second;
+    let roof = |x: f64| (x, x.min(knee) * bounds.bytes_per_second / 1e9);
+    let first = left.max(bottom * 1e9 / bounds.bytes_per_second);
+    let line = [first, knee.clamp(first, right), right].map(roof);
+    chart.draw_series(LineSeries::new(line, ROOF.line()))?;
     for series in &ROOFLINE {
         for points in points.chunk_by(|a, b| a.shape == b.shape) {
             let line: Vec<_> = points.iter().filter_map(|point| place(series, point)).collect();
             chart.draw_series(LineSeries::new(line, series.look.line()).point_size(3))?;
         }
     }
-    let looks: Vec<_> = ROOFLINE.iter().rev().map(|series| series.look.clone()).collect();
+    let looks: Vec<_> = [ROOF].into_iter().chain(ROOFLINE.iter().rev().map(|series| series.look)).collect();
     legend(&legend_area, &looks)?;
     root.present()
+}
+
+/// The medians of what was measured beside each point.
+fn typical(points: &[Point]) -> Bounds {
+    let median = |bound: fn(&Bounds) -> f64| {
+        let mut measured: Vec<_> = points.iter().map(|point| bound(&point.bounds)).collect();
+        measured.sort_unstable_by(f64::total_cmp);
+        measured.get(measured.len() / 2).copied().unwrap_or(f64::NAN)
+    };
+    Bounds {
+        flops_per_second: median(|bounds| bounds.flops_per_second),
+        bytes_per_second: median(|bounds| bounds.bytes_per_second),
+    }
 }
 
 /// 1, 2, 5, 10, 20, ... within the range.

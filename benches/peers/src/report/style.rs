@@ -27,7 +27,7 @@ pub const PURPLE: RGBColor = RGBColor(204, 121, 167);
 pub const GREY: RGBColor = RGBColor(140, 140, 140);
 
 /// A series and how it looks.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 pub struct Look {
     /// What the legend calls it.
     pub title: &'static str,
@@ -39,7 +39,7 @@ pub struct Look {
 
 impl Look {
     /// How its line is drawn.
-    pub fn line(&self) -> ShapeStyle {
+    pub fn line(self) -> ShapeStyle {
         self.color.stroke_width(self.width)
     }
 }
