@@ -102,6 +102,7 @@ fn times(path: &Path, title: &str, points: &[Point], threads: &[usize]) -> Resul
         let y = (least..largest).log_scale().with_key_points(decades(least, largest));
         let mut chart = ChartBuilder::on(area)
             .caption(caption, text(16))
+            .margin_left(12)
             .margin_right(12)
             .x_label_area_size(46)
             .y_label_area_size(60)
@@ -123,7 +124,7 @@ fn times(path: &Path, title: &str, points: &[Point], threads: &[usize]) -> Resul
                 .iter()
                 .filter_map(|point| Some((point.batch as f64, time(series, point, threads)?)))
                 .collect();
-            chart.draw_series(LineSeries::new(line, series.look.line()).point_size(3))?;
+            chart.draw_series(LineSeries::new(line, series.look.line().filled()).point_size(3))?;
         }
     }
     let looks: Vec<_> = TIMES.iter().rev().map(|series| series.look).collect();
@@ -147,6 +148,7 @@ fn roofline(path: &Path, title: &str, points: &[Point]) -> Result<(), DrawError>
     let (left, right) = range(all.clone().map(|(x, _)| x));
     let (bottom, top) = range(all.map(|(_, y)| y).chain([bounds.flops_per_second / 1e9]));
     let mut chart = ChartBuilder::on(&area)
+        .margin_left(12)
         .margin_right(12)
         .x_label_area_size(46)
         .y_label_area_size(60)
@@ -175,7 +177,7 @@ fn roofline(path: &Path, title: &str, points: &[Point]) -> Result<(), DrawError>
     for series in &ROOFLINE {
         for points in points.chunk_by(|a, b| a.shape == b.shape) {
             let line: Vec<_> = points.iter().filter_map(|point| place(series, point)).collect();
-            chart.draw_series(LineSeries::new(line, series.look.line()).point_size(3))?;
+            chart.draw_series(LineSeries::new(line, series.look.line().filled()).point_size(3))?;
         }
     }
     let looks: Vec<_> = [ROOF].into_iter().chain(ROOFLINE.iter().rev().map(|series| series.look)).collect();
