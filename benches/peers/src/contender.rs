@@ -1,0 +1,140 @@
+//! Whoever is timed: turns of calls, each call timed by itself. Knows nothing about who they are.
+
+use crate::error::Error;
+use crate::layer::Meaning;
+use std::time::Instant;
+
+/// How many calls a turn has.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn {
+    /// Calls before the clock counts: they wake threads and bring weights back into caches.
+    pub untimed: u32,
+    /// Calls that count.
+    pub timed: u32,
+}
+
+/// Somebody who computes the layer.
+pub trait Contender {
+    /// Takes a turn, and says how many nanoseconds each timed call took.
+    ///
+    /// # Errors
+    /// A call fails.
+    fn turn(&mut self, turn: Turn) -> Result<Vec<u64>, Error>;
+
+    /// What the latest call gave, `[batch, out]`.
+    ///
+    /// # Errors
+    /// There is none.
+    fn output(&mut self) -> Result<Vec<f32>, Error>;
+}
+
+/// A contender within this process.
+pub trait Call {
+    /// Computes the layer once, from and into buffers that it was given before.
+    ///
+    /// # Errors
+    /// It can't.
+    fn call(&mut self) -> Result<(), Error>;
+
+    /// What the latest call gave, `[batch, out]`.
+    ///
+    /// # Errors
+    /// There is none.
+    fn output(&self) -> Result<Vec<f32>, Error>;
+}
+
+impl<C: Call> Contender for C {
+    fn turn(&mut self, turn: Turn) -> Result<Vec<u64>, Error> {
+        let mut times = Vec::with_capacity(turn.timed as usize);
+        for _ in 0..turn.untimed {
+            self.call()?;
+        }
+        for _ in 0..turn.timed {
+            let start = Instant::now();
+            self.call()?;
+            times.push(start.elapsed().as_nanos() as u64);
+        }
+        Ok(times)
+    }
+
+    fn output(&mut self) -> Result<Vec<f32>, Error> {
+        Call::output(self)
+    }
+}
+
+/// A contender with its name.
+pub struct Entry<'a> {
+    /// Who it is.
+    pub who: Who,
+    /// How many threads it has.
+    pub threads: usize,
+    /// It.
+    pub contender: Box<dyn Contender + 'a>,
+}
+
+/// Who contends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Who {
+    /// Ours: the base layer without an adapter.
+    Dense,
+    /// Ours: DoRA, frozen and unmerged.
+    Dora,
+    /// Ours: DoRA, merged at load.
+    Merged,
+    /// Ours: DoRA whose A, B and m come with each call.
+    Live,
+    /// ONNX Runtime on the merged weight.
+    OnnxRuntime,
+    /// OpenVINO on the merged weight.
+    OpenVino,
+    /// PyTorch's `F.linear` on the merged weight.
+    Torch,
+    /// The same through `torch.compile`.
+    TorchCompiled,
+    /// PEFT's unmerged layer.
+    Peft,
+    /// The same through `torch.compile`.
+    PeftCompiled,
+    /// PEFT's unmerged layer with its cache of norms, which is off unless it is asked for.
+    PeftCached,
+}
+
+impl Who {
+    /// Everybody, in the order of tables.
+    pub const ALL: [Who; 11] = [
+        Who::Dense,
+        Who::Dora,
+        Who::Merged,
+        Who::Live,
+        Who::OnnxRuntime,
+        Who::OpenVino,
+        Who::Torch,
+        Who::TorchCompiled,
+        Who::Peft,
+        Who::PeftCompiled,
+        Who::PeftCached,
+    ];
+
+    /// As people call it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Who::Dense => "Engraft, bare layer",
+            Who::Dora => "Engraft, DoRA",
+            Who::Merged => "Engraft, merged",
+            Who::Live => "Engraft, live norms",
+            Who::OnnxRuntime => "ONNX Runtime, merged",
+            Who::OpenVino => "OpenVINO, merged",
+            Who::Torch => "PyTorch, merged",
+            Who::TorchCompiled => "torch.compile, merged",
+            Who::Peft => "PEFT",
+            Who::PeftCompiled => "PEFT, torch.compile",
+            Who::PeftCached => "PEFT, cached norms",
+        }
+    }
+
+    /// What it computes.
+    pub fn meaning(self) -> Meaning {
+        if self == Who::Dense { Meaning::Base } else { Meaning::Adapted }
+    }
+}

@@ -1,0 +1,104 @@
+//! Engraft beside ONNX Runtime, OpenVINO, PyTorch and PEFT: the same layer, the same arrays, one session, everybody in
+//! turn. `run.sh` makes the environment that this needs; README.md says what is compared, and how it is fair.
+
+mod agreement;
+mod contender;
+mod error;
+mod grid;
+mod layer;
+mod machine;
+mod onnx_runtime;
+mod open_vino;
+mod ours;
+mod python;
+mod report;
+mod results;
+mod rounds;
+mod session;
+mod targets;
+
+use clap::Parser;
+use error::Error;
+use grid::{Grid, Shape};
+use machine::Machine;
+use results::Results;
+use session::Session;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// Compare Engraft with its peers
+#[derive(Parser)]
+struct Args {
+    /// The Python environment with the peers
+    #[arg(long, value_name = "DIR")]
+    venv: PathBuf,
+    /// Enough of the grid to see whether all is well
+    #[arg(long)]
+    quick: bool,
+    /// Only these shapes, such as 768x3072
+    #[arg(long, value_name = "INxOUT", value_delimiter = ',')]
+    shape: Vec<Shape>,
+    /// Only these batches
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    batch: Vec<usize>,
+    /// Only these numbers of threads
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    threads: Vec<usize>,
+    /// About how long the rounds at one shape and batch take
+    #[arg(long, value_name = "S", default_value_t = 6.0)]
+    seconds: f64,
+    /// Where results go; one of the whole grid goes into a directory in it for the kind of machine
+    #[arg(long, value_name = "DIR")]
+    results: PathBuf,
+    /// Where results of a part of the grid go
+    #[arg(long, value_name = "DIR")]
+    partial_results: PathBuf,
+}
+
+impl Args {
+    fn grid(&self) -> Grid {
+        let mut grid = if self.quick { Grid::quick() } else { Grid::whole() };
+        let chosen = |given: &[usize], default: Vec<usize>| {
+            let mut chosen = if given.is_empty() { default } else { given.to_vec() };
+            chosen.sort_unstable();
+            chosen.dedup();
+            chosen.retain(|&n| n > 0);
+            chosen
+        };
+        if !self.shape.is_empty() {
+            grid.shapes.clone_from(&self.shape);
+        }
+        grid.batches = chosen(&self.batch, grid.batches);
+        grid.threads = chosen(&self.threads, grid.threads);
+        grid
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), Error> {
+    let start = Instant::now();
+    let grid = args.grid();
+    let mut session = Session::open(&args.venv, &grid)?;
+    let machine = Machine::describe(session.context())?;
+    let (versions, mut points) = (session.versions()?, Vec::new());
+    for &shape in &grid.shapes {
+        points.extend(session.points(shape, Duration::from_secs_f64(args.seconds.clamp(0.1, 600.0)))?);
+    }
+    let ratios = targets::ratios(&points, &grid.threads);
+    let directory =
+        if grid.is_whole() { args.results.join(machine.kind()) } else { args.partial_results.clone() };
+    let results = Results { machine, versions, threads: grid.threads, points, ratios };
+    report::write(&results, &directory)?;
+    eprintln!("{} in {:.0} s", directory.display(), start.elapsed().as_secs_f64());
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! What a run found out. Knows nothing about how it is shown.
+
+use crate::contender::Who;
+use crate::grid::Shape;
+use crate::machine::Machine;
+use crate::rounds::Times;
+use crate::targets::Ratio;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Everything.
+#[derive(Debug, Serialize)]
+pub struct Results {
+    /// Where.
+    pub machine: Machine,
+    /// The peers' versions.
+    pub versions: BTreeMap<String, String>,
+    /// The numbers of threads.
+    pub threads: Vec<usize>,
+    /// Times, in microseconds.
+    pub points: Vec<Point>,
+    /// Ratios of them that have targets.
+    pub ratios: Vec<Ratio>,
+}
+
+/// A shape and a batch, with everybody's times.
+#[derive(Debug, Serialize)]
+pub struct Point {
+    /// The layer.
+    pub shape: Shape,
+    /// The rows of x.
+    pub batch: usize,
+    /// Everybody's.
+    pub times: Vec<Times>,
+    /// What the machine could do at most just then, with one thread.
+    pub bounds: Bounds,
+}
+
+/// What a core and its memory can do at most.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Bounds {
+    /// Of our product's tile, running out of the first-level cache.
+    pub flops_per_second: f64,
+    /// Of a plain read.
+    pub bytes_per_second: f64,
+}
+
+impl Point {
+    /// The median of a contender, in microseconds.
+    pub fn median(&self, who: Who, threads: usize) -> Option<f64> {
+        self.times.iter().find(|times| times.who == who && times.threads == threads).map(|times| times.median)
+    }
+
+    /// The least median of these.
+    pub fn best(&self, who: &[Who], threads: usize) -> Option<f64> {
+        who.iter().filter_map(|&who| self.median(who, threads)).min_by(f64::total_cmp)
+    }
+}
