@@ -31,8 +31,7 @@ impl Tally {
         for expr in &body.body {
             match expr {
                 Expr::Load(_) | Expr::Number(_) => {}
-                Expr::Unary(..) => self.count(&["f"]),
-                Expr::Binary(..) => self.count(&["f"]),
+                Expr::Unary(..) | Expr::Binary(..) => self.count(&["f"]),
             }
         }
     }
@@ -91,7 +90,9 @@ impl Concrete<'_> {
                     tally.product_and_sum(rank.as_ref().map_or(0, |rank| self.of(rank)));
                     tally.count(if *gain { &["*"] } else { &[] });
                     tally.count(if *bias { &["+"] } else { &[] });
-                    epilogue.iter().for_each(|body| tally.body(body));
+                    if let Some(body) = epilogue {
+                        tally.body(body);
+                    }
                 }
             }
             Kernel::Dot(dot) => {
@@ -283,7 +284,7 @@ fn costs_of_an_adapted_block_are_what_is_counted() {
     }
 }
 
-/// By hand: 5 outputs of 6 products and sums, a bias and a ReLU; W is padded to 16 outputs.
+/// By hand: 5 outputs of 6 products and sums, a bias and a `relu`; W is padded to 16 outputs.
 #[test]
 fn the_cost_of_a_layer_is_symbolic() {
     let g = GraphBuilder::new("layer");

@@ -111,8 +111,8 @@ fn within(function: Unary, stride: usize) {
     // The worst of each range, and where.
     let mut worst = [(0.0_f64, 0.0_f32, 0.0_f32); 3];
     for batch in inputs(stride) {
-        wide.run_into(&[&Tensor::f32(&[BATCH], batch.to_vec()).unwrap()], &mut in_vectors).unwrap();
-        narrow.run_into(&[&Tensor::f32(&[BATCH, 1], batch.to_vec()).unwrap()], &mut one_by_one).unwrap();
+        wide.run_into(&[&Tensor::f32(&[BATCH], batch.clone()).unwrap()], &mut in_vectors).unwrap();
+        narrow.run_into(&[&Tensor::f32(&[BATCH, 1], batch.clone()).unwrap()], &mut one_by_one).unwrap();
         let ours = in_vectors[0].as_f32().unwrap();
         for ((&x, &y), columns) in batch.iter().zip(ours).zip(one_by_one[0].as_f32().unwrap().chunks(2)) {
             assert!(

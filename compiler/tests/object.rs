@@ -1,5 +1,6 @@
 //! The lowering is the same for every module: what makes a JIT module makes an object file, which asks for nothing but
 //! the runtime's entry points.
+#![allow(clippy::unwrap_used, reason = "a test says so by failing")]
 
 mod common;
 
