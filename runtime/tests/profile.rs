@@ -1,5 +1,6 @@
 //! What a session and the load stages keep of the marks that code makes: how often each step ended, and nothing where
 //! code makes none. Times are only looked at for being there.
+#![allow(clippy::unwrap_used, reason = "a test says so by failing")]
 
 mod common;
 
