@@ -18,6 +18,7 @@ mod load;
 pub mod measure;
 mod memory;
 pub mod panels;
+mod placement;
 mod profile;
 mod program;
 mod session;

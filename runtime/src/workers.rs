@@ -6,6 +6,7 @@
 //! share of its own, the same in every call, and then helps the others. When the pool is busy with another session's job,
 //! the job runs on the calling thread instead; what a task computes must therefore not depend on which thread runs it.
 
+use crate::placement::{Cpus, Sleeper};
 use std::cell::UnsafeCell;
 use std::io;
 use std::num::NonZeroUsize;
@@ -50,6 +51,9 @@ struct Board {
     panicked: AtomicBool,
     /// For each worker, whether it sleeps or is about to.
     asleep: Box<[AtomicBool]>,
+    /// The workers, to be placed when they are woken.
+    sleepers: Box<[Sleeper]>,
+    cpus: Cpus,
 }
 
 /// A range of tasks, `first << 32 | end`, in a cache line of its own.
@@ -111,6 +115,8 @@ impl Workers {
             shares: (0..threads.get()).map(|_| Share(AtomicU64::new(0))).collect(),
             panicked: AtomicBool::new(false),
             asleep: (0..others).map(|_| AtomicBool::new(false)).collect(),
+            sleepers: (0..others).map(|_| Sleeper::default()).collect(),
+            cpus: Cpus::of_caller(),
         };
         let mut workers = Workers { board: Arc::new(board), threads: Vec::with_capacity(others) };
         for index in 0..others {
@@ -172,8 +178,10 @@ impl Workers {
     /// Wakes every worker that sleeps. `SeqCst` here, where `state` was changed, and in [`Board::sleep`]: either this sees
     /// that the worker goes to sleep, or the worker sees the change.
     fn wake(&self) {
-        for (asleep, thread) in self.board.asleep.iter().zip(&self.threads) {
+        let workers = self.board.asleep.iter().zip(&self.board.sleepers).zip(&self.threads);
+        for ((asleep, sleeper), thread) in workers {
             if asleep.load(Ordering::SeqCst) {
+                self.board.cpus.but_the_callers(sleeper);
                 asleep.store(false, Ordering::SeqCst);
                 thread.thread().unpark();
             }
@@ -195,6 +203,7 @@ impl Drop for Workers {
 impl Board {
     /// The life of a worker thread.
     fn work(&self, index: usize) {
+        self.sleepers[index].is_caller();
         while let Some(job) = self.join(index) {
             // SAFETY: the dispatcher keeps the closure alive while this thread is counted, see `Workers::run`.
             let task = unsafe { &*job.task };
