@@ -62,8 +62,9 @@ fn loading_a_mapped_file_takes_little_more_than_its_weights() {
     }
     g.output("y", x);
     let program = compile(&g.finish().unwrap(), &Options::default()).unwrap().program;
-    let load =
-        |weights: Weights| program.load_base(&weights, Context::new(Default::default()).unwrap()).unwrap();
+    let load = |weights: Weights| {
+        program.load_base(&weights, Context::new(engraft::runtime::Options::default()).unwrap()).unwrap()
+    };
 
     // Forgets the peak of compiling, where that is allowed; else it counts, but is lower than that of loading.
     let _ = fs::write("/proc/self/clear_refs", "5");

@@ -10,6 +10,10 @@ use std::sync::Arc;
 
 use memmap2::{Mmap, MmapOptions};
 
+/// A multiple of every page's size.
+#[cfg(unix)]
+const PAGES: usize = 1 << 16;
+
 /// A file mapped into memory, for reading. Its pages are read when they are first touched, and the system may drop them
 /// and read them again, so they take no memory that others can't have.
 ///
@@ -39,17 +43,27 @@ impl MappedFile {
         &self.map
     }
 
-    /// Lets go of the pages that hold these bytes: whoever reads them again gets them from the file. Bytes beyond the end
-    /// of the file are ignored, and so is the system's refusal.
+    /// Lets go of the pages that hold nothing but these bytes: whoever reads them again gets them from the file. Up to
+    /// 64 KiB at either end may stay, bytes beyond the end of the file are ignored, and so is the system's refusal.
+    #[cfg_attr(
+        not(unix),
+        expect(unused_variables, clippy::unused_self, reason = "only Unix takes such advice")
+    )]
     pub fn release(&self, bytes: Range<usize>) {
-        let end = bytes.end.min(self.map.len());
         #[cfg(unix)]
-        if bytes.start < end {
+        {
+            let begin = self.map.as_ptr().addr();
+            let whole = |offset: usize| begin.saturating_add(offset) / PAGES * PAGES;
+            let end = whole(bytes.end.min(self.map.len()));
+            let start = whole(bytes.start.saturating_add(PAGES - 1));
+            if start >= end {
+                return;
+            }
             // SAFETY: the range lies in the mapping. Its pages are private, read-only and hence never changed, so dropping
             // them loses nothing: they are read from the file again, even by somebody who holds a reference.
             let _ = unsafe {
                 let dropped = memmap2::UncheckedAdvice::DontNeed;
-                self.map.unchecked_advise_range(dropped, bytes.start, end - bytes.start)
+                self.map.unchecked_advise_range(dropped, start - begin, end - start)
             };
         }
     }
@@ -134,9 +148,9 @@ mod tests {
 
     #[test]
     fn released_pages_come_back() {
-        let bytes: Vec<u8> = (0..100_000_u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
+        let bytes: Vec<u8> = (0..300_000_u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
         let file = map(&bytes);
-        for range in [0..0, 4..9, 3000..70_000, 5000..100_000, 0..usize::MAX, 100_000..100_001] {
+        for range in [0..0, 4..9, 3000..170_000, 5000..300_000, 0..usize::MAX, usize::MAX..usize::MAX] {
             file.release(range);
             assert_eq!(file.bytes(), bytes);
         }
