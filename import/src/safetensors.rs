@@ -1,18 +1,21 @@
 //! Safetensors files: reading weights from one and writing them to one. Knows nothing about adapters or graphs.
 //!
 //! The header is checked in full before anything is allocated for a tensor, so a file takes no more memory than its own
-//! length justifies (twice it, for half-precision floats, which are widened to `f32`).
+//! length justifies (twice it, for half-precision floats, which are widened to `f32`). A file is mapped into memory:
+//! tensors stay where they lie in it, unless they are widened or aren't aligned to their elements.
 
-use engraft_runtime::{DType, Tensor, TensorError, Weights};
+use engraft_runtime::{DType, MappedFile, Tensor, TensorError, Weights};
 use safetensors::tensor::{Dtype, TensorInfo, View};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, BufReader, Read};
+use std::fs;
+use std::io::{self, Read};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::Arc;
 use thiserror::Error;
 
 /// The longest header, in bytes, that the format allows.
@@ -164,14 +167,17 @@ pub enum SafetensorsError {
 
 /// Reads every tensor of a safetensors file. `F16` and `BF16` become `f32`, exactly; `F32`, `I32` and `I64` stay.
 ///
+/// The file is mapped into memory and must not be written into or cut off while a tensor of it lives, see [`MappedFile`];
+/// [`write`] puts another file in its place, which is fine.
+///
 /// # Errors
 /// What is wrong with the file, naming it and the tensor; then nothing is read.
 pub fn read_weights(path: impl AsRef<Path>) -> Result<Weights, SafetensorsError> {
     let path = path.as_ref();
-    let io = |source| SafetensorsError::Io { path: path.to_owned(), source };
-    let file = File::open(path).map_err(io)?;
-    let length = file.metadata().map_err(io)?.len();
-    read(path, &mut BufReader::new(file), length)
+    let file =
+        MappedFile::open(path).map_err(|source| SafetensorsError::Io { path: path.to_owned(), source })?;
+    let file = Arc::new(file);
+    read(path, file.bytes(), Some(&file))
 }
 
 /// Reads every tensor of a safetensors file that is in memory, as [`read_weights`] does; `path` is what errors call it.
@@ -179,14 +185,32 @@ pub fn read_weights(path: impl AsRef<Path>) -> Result<Weights, SafetensorsError>
 /// # Errors
 /// As [`read_weights`].
 pub fn parse_weights(path: impl AsRef<Path>, bytes: &[u8]) -> Result<Weights, SafetensorsError> {
-    read(path.as_ref(), &mut &*bytes, bytes.len() as u64)
+    read(path.as_ref(), bytes, None)
 }
 
-/// Reads a file of `length` bytes.
-fn read(path: &Path, file: &mut impl Read, length: u64) -> Result<Weights, SafetensorsError> {
-    let (header, data) = read_header(path, file, length)?;
+/// Reads a file of these bytes, which are mapped or elsewhere in memory.
+fn read(path: &Path, bytes: &[u8], file: Option<&Arc<MappedFile>>) -> Result<Weights, SafetensorsError> {
+    let (header, data) = read_header(path, &mut &*bytes, bytes.len() as u64)?;
     let tensors = check_layout(path, header, data)?;
-    tensors.into_iter().map(|(name, info)| read_tensor(path, file, name, &info)).collect()
+    let begin = bytes.len() - data as usize;
+    let tensor = |(name, info): (String, TensorInfo)| {
+        let span = begin + info.data_offsets.0..begin + info.data_offsets.1;
+        if let Some(tensor) = file.and_then(|file| map_tensor(file, &info, span.clone())) {
+            return Ok((name, tensor));
+        }
+        let tensor = read_tensor(path, &bytes[span.clone()], &name, &info)?;
+        if let Some(file) = file {
+            file.release(span);
+        }
+        Ok((name, tensor))
+    };
+    tensors.into_iter().map(tensor).collect()
+}
+
+/// A tensor where it lies in the file, if its elements stay as they are and are aligned.
+fn map_tensor(file: &Arc<MappedFile>, info: &TensorInfo, span: Range<usize>) -> Option<Tensor> {
+    let widened = matches!(info.dtype, Dtype::F16 | Dtype::BF16);
+    if widened { None } else { Tensor::mapped(element_type(info.dtype)?, &info.shape, file, span) }
 }
 
 /// The tensors that the header lists, and the number of bytes that follow it.
@@ -261,39 +285,31 @@ fn element_type(dtype: Dtype) -> Option<DType> {
     }
 }
 
-fn read_tensor(
-    path: &Path,
-    file: &mut impl Read,
-    name: String,
-    info: &TensorInfo,
-) -> Result<(String, Tensor), SafetensorsError> {
-    let length = info.data_offsets.1 - info.data_offsets.0;
+/// A copy of a tensor that these bytes hold.
+fn read_tensor(path: &Path, bytes: &[u8], name: &str, info: &TensorInfo) -> Result<Tensor, SafetensorsError> {
     let memory = |bytes: usize| SafetensorsError::Memory {
         path: path.to_owned(),
-        tensor: name.clone(),
+        tensor: name.to_owned(),
         bytes: bytes as u64,
     };
-    let mut bytes = Vec::new();
-    bytes.try_reserve_exact(length).map_err(|_| memory(length))?;
-    bytes.resize(length, 0);
-    file.read_exact(&mut bytes).map_err(|source| SafetensorsError::Io { path: path.to_owned(), source })?;
     let shape = info.shape.as_slice();
     let tensor = match info.dtype {
         Dtype::F16 => {
-            Tensor::f32(shape, decode(&bytes, |b| half::f16::from_le_bytes(b).to_f32()).map_err(memory)?)
+            Tensor::f32(shape, decode(bytes, |b| half::f16::from_le_bytes(b).to_f32()).map_err(memory)?)
         }
         Dtype::BF16 => {
-            Tensor::f32(shape, decode(&bytes, |b| half::bf16::from_le_bytes(b).to_f32()).map_err(memory)?)
+            Tensor::f32(shape, decode(bytes, |b| half::bf16::from_le_bytes(b).to_f32()).map_err(memory)?)
         }
-        Dtype::I32 => Tensor::i32(shape, decode(&bytes, i32::from_le_bytes).map_err(memory)?),
-        Dtype::I64 => Tensor::i64(shape, decode(&bytes, i64::from_le_bytes).map_err(memory)?),
+        Dtype::I32 => Tensor::i32(shape, decode(bytes, i32::from_le_bytes).map_err(memory)?),
+        Dtype::I64 => Tensor::i64(shape, decode(bytes, i64::from_le_bytes).map_err(memory)?),
         // The layout check let nothing else through than F32.
-        _ => Tensor::f32(shape, decode(&bytes, f32::from_le_bytes).map_err(memory)?),
+        _ => Tensor::f32(shape, decode(bytes, f32::from_le_bytes).map_err(memory)?),
     };
-    match tensor {
-        Ok(tensor) => Ok((name, tensor)),
-        Err(source) => Err(SafetensorsError::Tensor { path: path.to_owned(), tensor: name, source }),
-    }
+    tensor.map_err(|source| SafetensorsError::Tensor {
+        path: path.to_owned(),
+        tensor: name.to_owned(),
+        source,
+    })
 }
 
 /// The elements in `bytes`, each of `N`; the error is how many bytes of memory there were not.

@@ -55,6 +55,30 @@ fn what_is_written_is_read() {
     assert!(write(directory.path().join("no/such"), &tensors).unwrap_err().to_string().contains("no/such"));
 }
 
+/// Elements that aren't aligned are copied; the others are read where they lie, also when the file's name is gone.
+#[test]
+fn tensors_that_are_not_aligned_are_read_as_well() {
+    let header = r#"{"h": {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]},
+        "w": {"dtype": "F32", "shape": [2], "data_offsets": [2, 10]},
+        "i": {"dtype": "I64", "shape": [1], "data_offsets": [10, 18]},
+        "n": {"dtype": "I32", "shape": [1], "data_offsets": [18, 22]}}"#;
+    for padding in 0..8 {
+        let header = header.to_owned() + &" ".repeat(padding);
+        let mut bytes = file(&header, 0);
+        bytes.extend([0x00, 0x3e]);
+        bytes.extend([1.5_f32, -2.0].map(f32::to_le_bytes).concat());
+        bytes.extend((-7_i64).to_le_bytes());
+        bytes.extend(9_i32.to_le_bytes());
+        for weights in [read(&bytes).unwrap(), parse_weights("some", &bytes).unwrap()] {
+            let tensor = |name| weights.get(name).unwrap();
+            assert_eq!(tensor("h").as_f32().unwrap(), [1.5]);
+            assert_eq!(tensor("w").as_f32().unwrap(), [1.5, -2.0]);
+            assert_eq!(tensor("i").as_i64().unwrap(), [-7]);
+            assert_eq!(tensor("n").as_i32().unwrap(), [9]);
+        }
+    }
+}
+
 #[test]
 fn half_precision_floats_are_widened_exactly() {
     for (dtype, one_and_a_half) in [("F16", [0x00, 0x3e]), ("BF16", [0xc0, 0x3f])] {

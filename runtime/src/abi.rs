@@ -15,6 +15,7 @@
 //! element; the arena, staged values and every panel in them are aligned to [`ALIGNMENT`].
 
 use crate::context::Context;
+use crate::load::Arriving;
 use crate::profile::Profile;
 
 #[cfg(not(target_pointer_width = "64"))]
@@ -79,6 +80,9 @@ pub struct Frame {
     pub fault: *mut Fault,
     /// Where [`engraft_mark`](crate::engraft_mark) keeps the times of steps, or null where nobody asks.
     pub profile: *mut Profile,
+    /// The weights that a load stage is given, so that [`engraft_pack`](crate::engraft_pack) can let go of those it has
+    /// read, or null.
+    pub arriving: *const Arriving,
 }
 
 /// An id out of range: step `step` found `found` where ids are `0..limit`.
@@ -231,9 +235,10 @@ mod tests {
                 offset_of!(Frame, context),
                 offset_of!(Frame, fault),
                 offset_of!(Frame, profile),
+                offset_of!(Frame, arriving),
                 size_of::<Frame>(),
             ],
-            [0, 8, 16, 24, 32, 40, 48]
+            [0, 8, 16, 24, 32, 40, 48, 56]
         );
         assert_eq!(
             [offset_of!(Fault, step), offset_of!(Fault, found), offset_of!(Fault, limit), size_of::<Fault>()],

@@ -30,7 +30,7 @@ pub fn symbols() -> [(&'static str, *const u8); 5] {
     ]
 }
 
-/// Packs matrices.
+/// Packs matrices. Where they are weights in a mapped file that just arrive, their pages are let go of.
 ///
 /// # Safety
 /// `frame` is the frame of the running stage; the pointers of `pack` are valid for the extents it gives, and nobody else
@@ -38,7 +38,12 @@ pub fn symbols() -> [(&'static str, *const u8); 5] {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_pack(frame: *const Frame, pack: *const Pack) {
     // SAFETY: both are the caller's promise.
-    unsafe { panels::pack(&context(frame).workers, &*pack) }
+    unsafe {
+        panels::pack(&context(frame).workers, &*pack);
+        if let Some(arriving) = (*frame).arriving.as_ref() {
+            arriving.release((*pack).w.cast());
+        }
+    }
 }
 
 /// Computes a product and its epilogue.

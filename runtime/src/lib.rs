@@ -12,9 +12,11 @@
 pub mod abi;
 mod bind;
 mod context;
+mod elements;
 mod entry;
 mod kernels;
 mod load;
+mod mapped;
 pub mod measure;
 mod memory;
 pub mod panels;
@@ -30,7 +32,8 @@ pub use bind::{BindError, Bound, SYMBOL_LIMIT};
 pub use context::{Context, ContextError, KERNELS_VARIABLE, Options};
 pub use entry::{engraft_dot, engraft_linear, engraft_pack, engraft_row_norm, symbols};
 pub use kernels::{KernelSet, Kernels, UnknownKernels};
-pub use load::{Base, LoadError, Model};
+pub use load::{Arriving, Base, LoadError, Model};
+pub use mapped::MappedFile;
 pub use profile::{Profile, StepProfile, engraft_mark};
 pub use program::{
     Binder, Code, ParamSpec, Program, ProgramError, ProgramSpec, StagedSpec, SymbolSpec, TensorSpec,

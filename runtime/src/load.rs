@@ -72,6 +72,22 @@ pub(crate) struct Loaded {
     profile: Option<Profile>,
 }
 
+/// The weights that a load stage is given.
+#[derive(Debug, Default)]
+pub struct Arriving {
+    tensors: Vec<Arc<Tensor>>,
+}
+
+impl Arriving {
+    /// Lets go of the pages of the tensor that begins at an address, if it lies in a mapped file. So no more than one
+    /// weight is in memory beside the panels.
+    pub(crate) fn release(&self, address: *const u8) {
+        if let Some(tensor) = self.tensors.iter().find(|tensor| tensor.address().cast_const() == address) {
+            tensor.release();
+        }
+    }
+}
+
 impl Program {
     /// Loads the base weights and runs the base stage on them. Tensors that the program doesn't know are ignored, and
     /// values that aren't finite are taken as they are. Tensors that no later stage reads aren't kept: once `weights` is
@@ -188,13 +204,18 @@ fn load(
 
     let mut table = Table::new(spec);
     earlier.into_iter().chain([&loaded]).for_each(|loaded| loaded.enter(spec, &mut table));
+    table.release_once_packed(Arriving {
+        tensors: loaded.tensors.iter().map(|(_, tensor)| Arc::clone(tensor)).collect(),
+    });
     let mut arena = Buffer::EMPTY;
     stage::grow_arena(&mut arena, spec, stage, &loaded.bindings)?;
     let profile = loaded.profile.as_mut();
     // SAFETY: the bindings are bound up to this stage, and the table has what was loaded now and what of earlier stages
     // is still read. The staged values written are this function's own until it returns.
     unsafe { stage::run(program, stage, &loaded.bindings, &table, &mut arena, context, profile)? };
-    loaded.tensors.retain(|(binder, _)| spec.is_read_after(stage, *binder));
+    for (_, tensor) in loaded.tensors.extract_if(.., |(binder, _)| !spec.is_read_after(stage, *binder)) {
+        tensor.release();
+    }
     Ok(loaded)
 }
 

@@ -4,6 +4,7 @@
 use crate::abi::{Fault, Frame, Stage};
 use crate::bind::{BindError, Bindings};
 use crate::context::Context;
+use crate::load::Arriving;
 use crate::memory::Buffer;
 use crate::profile::Profile;
 use crate::program::{Binder, Program, ProgramSpec};
@@ -31,6 +32,8 @@ pub(crate) struct Table {
     params_at: usize,
     staged_at: usize,
     outputs_at: usize,
+    /// The weights of a load stage, none in a call.
+    arriving: Arriving,
 }
 
 // SAFETY: a table only carries addresses; whoever enters a stage with it vouches for them.
@@ -43,7 +46,7 @@ impl Table {
         let staged_at = params_at + spec.params.len();
         let outputs_at = staged_at + spec.staged.len();
         let addresses = vec![std::ptr::null_mut(); outputs_at + spec.outputs.len()];
-        Table { addresses, params_at, staged_at, outputs_at }
+        Table { addresses, params_at, staged_at, outputs_at, arriving: Arriving::default() }
     }
 
     pub(crate) fn set_arriving(&mut self, tensor: Binder, address: *mut u8) {
@@ -52,6 +55,11 @@ impl Table {
             Binder::Param(index) => self.params_at + index,
         };
         self.addresses[index] = address;
+    }
+
+    /// Lets go of these weights as each is packed, where they lie in mapped files.
+    pub(crate) fn release_once_packed(&mut self, arriving: Arriving) {
+        self.arriving = arriving;
     }
 
     pub(crate) fn set_staged(&mut self, index: usize, address: *mut u8) {
@@ -107,6 +115,7 @@ pub(crate) unsafe fn run(
         context: std::ptr::from_ref(context),
         fault: &raw mut fault,
         profile: profile.map_or(std::ptr::null_mut(), std::ptr::from_mut),
+        arriving: &raw const table.arriving,
     };
     // SAFETY: the frame is what `Code::new` says a stage relies on, by this function's own contract.
     let status = unsafe { (program.code().stages[stage as usize])(&raw const frame) };

@@ -1,8 +1,13 @@
-//! Tensors in memory, and weights: tensors by name. Knows nothing about programs or where tensors come from.
+//! Tensors, in memory of their own or in mapped files, and weights: tensors by name. Knows nothing about programs or
+//! formats of files.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
+
+use crate::elements::Elements;
+use crate::mapped::{MappedElements, MappedFile};
 
 /// The element types of tensors that go into and come out of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,12 +48,13 @@ impl fmt::Display for DType {
 /// The elements of a tensor, the last axis contiguous.
 #[derive(Clone, Debug, PartialEq)]
 enum Data {
-    F32(Vec<f32>),
-    I32(Vec<i32>),
-    I64(Vec<i64>),
+    F32(Elements<f32>),
+    I32(Elements<i32>),
+    I64(Elements<i64>),
 }
 
-/// A dense tensor, row-major: a shape and its elements.
+/// A dense tensor, row-major: a shape and its elements, which are its own or lie in a [`MappedFile`]. Wherever they are,
+/// they are read in the same way; a clone of a mapped tensor shares the file, and what is to be changed is copied first.
 ///
 /// ```
 /// use engraft_runtime::Tensor;
@@ -105,22 +111,13 @@ pub(crate) fn elements(shape: &[usize], dtype: DType) -> Option<usize> {
     isize::try_from(bytes).ok().map(|_| elements)
 }
 
-/// Resizes `data` if there is memory for it.
-fn resize<T: Copy + Default>(data: &mut Vec<T>, count: usize) -> bool {
-    let enough = data.try_reserve_exact(count.saturating_sub(data.len())).is_ok();
-    if enough {
-        data.resize(count, T::default());
-    }
-    enough
-}
-
 impl Tensor {
     /// A tensor of floats.
     ///
     /// # Errors
     /// When `data` hasn't as many elements as `shape`.
     pub fn f32(shape: &[usize], data: Vec<f32>) -> Result<Tensor, TensorError> {
-        Tensor::new(shape, DType::F32, data.len(), Data::F32(data))
+        Tensor::new(shape, DType::F32, data.len(), Data::F32(data.into()))
     }
 
     /// A tensor of 32-bit integers.
@@ -128,7 +125,7 @@ impl Tensor {
     /// # Errors
     /// When `data` hasn't as many elements as `shape`.
     pub fn i32(shape: &[usize], data: Vec<i32>) -> Result<Tensor, TensorError> {
-        Tensor::new(shape, DType::I32, data.len(), Data::I32(data))
+        Tensor::new(shape, DType::I32, data.len(), Data::I32(data.into()))
     }
 
     /// A tensor of 64-bit integers.
@@ -136,7 +133,7 @@ impl Tensor {
     /// # Errors
     /// When `data` hasn't as many elements as `shape`.
     pub fn i64(shape: &[usize], data: Vec<i64>) -> Result<Tensor, TensorError> {
-        Tensor::new(shape, DType::I64, data.len(), Data::I64(data))
+        Tensor::new(shape, DType::I64, data.len(), Data::I64(data.into()))
     }
 
     /// A tensor of zeros.
@@ -154,11 +151,39 @@ impl Tensor {
     /// A tensor of shape `[0]`, such as an output that a call is yet to fill.
     pub fn empty(dtype: DType) -> Tensor {
         let data = match dtype {
-            DType::F32 => Data::F32(Vec::new()),
-            DType::I32 => Data::I32(Vec::new()),
-            DType::I64 => Data::I64(Vec::new()),
+            DType::F32 => Data::F32(Vec::new().into()),
+            DType::I32 => Data::I32(Vec::new().into()),
+            DType::I64 => Data::I64(Vec::new().into()),
         };
         Tensor { shape: vec![0], data }
+    }
+
+    /// A tensor whose elements are these bytes of a file, little-endian; they stay there, see [`MappedFile`] for what
+    /// that asks for. `None` when this machine can't read them where they lie, because they aren't aligned or it orders
+    /// bytes the other way, or when they aren't as many as the shape has, or not in the file.
+    ///
+    /// ```
+    /// # let file = tempfile::NamedTempFile::new()?;
+    /// use engraft_runtime::{DType, MappedFile, Tensor};
+    /// std::fs::write(&file, 1.5_f32.to_le_bytes())?;
+    /// let file = std::sync::Arc::new(MappedFile::open(&file)?);
+    /// let tensor = Tensor::mapped(DType::F32, &[1, 1], &file, 0..4);
+    /// assert_eq!(tensor, Some(Tensor::f32(&[1, 1], vec![1.5])?));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn mapped(
+        dtype: DType,
+        shape: &[usize],
+        file: &Arc<MappedFile>,
+        bytes: Range<usize>,
+    ) -> Option<Tensor> {
+        let data = match dtype {
+            DType::F32 => Data::F32(Elements::Mapped(MappedElements::new(file, bytes)?)),
+            DType::I32 => Data::I32(Elements::Mapped(MappedElements::new(file, bytes)?)),
+            DType::I64 => Data::I64(Elements::Mapped(MappedElements::new(file, bytes)?)),
+        };
+        let tensor = Tensor { shape: shape.to_vec(), data };
+        (elements(shape, dtype) == Some(tensor.len())).then_some(tensor)
     }
 
     fn new(shape: &[usize], dtype: DType, found: usize, data: Data) -> Result<Tensor, TensorError> {
@@ -208,14 +233,14 @@ impl Tensor {
         }
     }
 
-    /// The floats of an `f32` tensor, to be changed in place.
+    /// The floats of an `f32` tensor, to be changed in place, after they are copied from a file if they are in one.
     ///
     /// # Errors
     /// When it holds something else.
     pub fn as_f32_mut(&mut self) -> Result<&mut [f32], TensorError> {
         let other = self.not(DType::F32);
         match &mut self.data {
-            Data::F32(data) => Ok(data),
+            Data::F32(data) => Ok(data.owned()),
             _ => Err(other),
         }
     }
@@ -247,7 +272,7 @@ impl Tensor {
     }
 
     /// Makes this a tensor of such elements and shape, keeping its memory where it suffices: its elements are what was
-    /// there before, and zeros. Says whether there was memory for it; if not, the tensor is empty.
+    /// there before (unless that is in a file), and zeros. Says whether there was memory for it; if not, the tensor is empty.
     pub(crate) fn resize(&mut self, dtype: DType, shape: impl Iterator<Item = usize>) -> bool {
         if self.dtype() != dtype {
             *self = Tensor::empty(dtype);
@@ -255,9 +280,9 @@ impl Tensor {
         self.shape.clear();
         self.shape.extend(shape);
         let resized = elements(&self.shape, dtype).is_some_and(|count| match &mut self.data {
-            Data::F32(data) => resize(data, count),
-            Data::I32(data) => resize(data, count),
-            Data::I64(data) => resize(data, count),
+            Data::F32(data) => data.resize(count),
+            Data::I32(data) => data.resize(count),
+            Data::I64(data) => data.resize(count),
         });
         if !resized {
             *self = Tensor::empty(dtype);
@@ -277,14 +302,24 @@ impl Tensor {
     /// Where the elements begin, for writing: dangling but aligned when there are none.
     pub(crate) fn address_mut(&mut self) -> *mut u8 {
         match &mut self.data {
-            Data::F32(data) => data.as_mut_ptr().cast(),
-            Data::I32(data) => data.as_mut_ptr().cast(),
-            Data::I64(data) => data.as_mut_ptr().cast(),
+            Data::F32(data) => data.owned().as_mut_ptr().cast(),
+            Data::I32(data) => data.owned().as_mut_ptr().cast(),
+            Data::I64(data) => data.owned().as_mut_ptr().cast(),
+        }
+    }
+
+    /// Lets go of the pages of a file that hold the elements, if they are in one: they come back when they are read.
+    pub(crate) fn release(&self) {
+        match &self.data {
+            Data::F32(data) => data.release(),
+            Data::I32(data) => data.release(),
+            Data::I64(data) => data.release(),
         }
     }
 }
 
-/// Tensors by name, shared with whatever is loaded from them.
+/// Tensors by name, shared with whatever is loaded from them: a loaded program keeps those that it goes on reading. Once
+/// the weights are dropped, the memory of the others is free.
 ///
 /// ```
 /// use engraft_runtime::{Tensor, Weights};
@@ -338,7 +373,7 @@ impl<N: Into<String>, T: Into<Arc<Tensor>>> FromIterator<(N, T)> for Weights {
 
 #[cfg(test)]
 mod tests {
-    use super::{DType, Tensor, TensorError};
+    use super::{Arc, DType, MappedFile, Tensor, TensorError};
 
     #[test]
     fn shapes_and_elements_must_fit() {
@@ -364,5 +399,26 @@ mod tests {
         assert_eq!(ids.as_i32(), Ok([7].as_slice()));
         assert_eq!(ids.as_f32(), Err(TensorError::DType { expected: DType::F32, found: DType::I32 }));
         assert_eq!(ids.as_i64().unwrap_err().to_string(), "the tensor's elements are i32, expected i64");
+    }
+
+    #[test]
+    fn a_mapped_tensor_is_one_until_it_is_changed() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&path, [7_i32, -1].map(i32::to_le_bytes).concat()).unwrap();
+        let file = Arc::new(MappedFile::open(&path).unwrap());
+        let mapped = |dtype, shape: &[usize]| Tensor::mapped(dtype, shape, &file, 0..8);
+        assert_eq!(mapped(DType::I32, &[2, 1]), Some(Tensor::i32(&[2, 1], vec![7, -1]).unwrap()));
+        assert_eq!(mapped(DType::I64, &[]), Some(Tensor::i64(&[], vec![7 - (1 << 32)]).unwrap()));
+        assert_eq!(mapped(DType::I32, &[3]), None, "another number of elements");
+        assert_eq!(mapped(DType::F32, &[usize::MAX, 2]), None);
+
+        let mut floats = mapped(DType::F32, &[2]).unwrap();
+        floats.as_f32_mut().unwrap()[0] = 0.5;
+        assert_eq!((floats.as_f32().unwrap()[0], file.bytes()[0]), (0.5, 7));
+        let mut output = mapped(DType::I32, &[2]).unwrap();
+        assert!(output.resize(DType::I32, [1].into_iter()));
+        assert_eq!(output, Tensor::i32(&[1], vec![0]).unwrap());
+        let mut written = mapped(DType::I32, &[2]).unwrap();
+        assert_ne!(written.address_mut().cast_const(), file.bytes().as_ptr());
     }
 }

@@ -82,6 +82,7 @@ fn frame(context: &Context, buffers: &[*mut u8]) -> Frame {
         context,
         fault: null_mut(),
         profile: null_mut(),
+        arriving: null(),
     }
 }
 
