@@ -278,7 +278,8 @@ fn run_profiles_each_kernel() {
     }
     // fc1 is 24 to 40 and r 4; six rows are called with.
     let call = stages[2]["kernels"].as_array().unwrap();
-    let layer = call.iter().find(|kernel| kernel["name"] == "fc1").unwrap();
+    let is_layer = |kernel: &&serde_json::Value| kernel["kernel"] == "linear" && kernel["name"] == "fc1.relu";
+    let layer = call.iter().find(is_layer).unwrap();
     assert!(layer["flops"].as_u64().unwrap() >= 6 * 40 * 2 * 24, "{layer}");
 
     assert_eq!(engraft(&[&run[..], &["--repeat", "0"]].concat()).status.code(), Some(2));
