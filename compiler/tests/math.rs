@@ -199,7 +199,7 @@ fn gelu_tanh() {
     within(Unary::GeluTanh, STRIDE);
 }
 
-/// Takes an hour; `cargo test --release -p engraft-compiler --test math -- --ignored`.
+/// Takes long; `cargo test --release -p engraft-compiler --test math -- --ignored`.
 #[test]
 #[ignore = "tries every f32"]
 fn every_number() {
