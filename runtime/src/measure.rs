@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::context::Context;
 use crate::kernels::{Block, STREAM_STEP};
+use crate::memory::Buffer;
 use crate::panels::{LANE, PANEL};
 
 /// Bytes that a [`Tile`] reads and writes at most: what a first-level cache of 32 KiB has room for.
@@ -128,28 +129,31 @@ impl Stream {
     }
 }
 
-/// Floats from a cache line's start on, each written once: pages that nobody has written are all one page in cache.
+/// Floats in memory as weights have it, each written once: pages that nobody has written are all one page in cache.
 #[derive(Debug)]
 struct Floats {
-    memory: Vec<f32>,
-    first: usize,
+    memory: Buffer,
     count: usize,
 }
 
 impl Floats {
+    /// # Panics
+    /// When there is no such memory.
     fn new(count: usize) -> Floats {
-        let memory = vec![0.5; count + LANE];
-        // Where alignment is unknown, an unaligned buffer still serves.
-        let first = memory.as_ptr().align_offset(LANE * size_of::<f32>()).min(LANE);
-        Floats { memory, first, count }
+        let memory = Buffer::zeroed(count * size_of::<f32>()).expect("memory to measure with");
+        let mut floats = Floats { memory, count };
+        floats.as_mut_slice().fill(0.5);
+        floats
     }
 
     fn as_slice(&self) -> &[f32] {
-        &self.memory[self.first..self.first + self.count]
+        // SAFETY: the buffer has as many floats, aligned, and all zero or written since.
+        unsafe { std::slice::from_raw_parts(self.memory.address().cast(), self.count) }
     }
 
     fn as_mut_slice(&mut self) -> &mut [f32] {
-        &mut self.memory[self.first..self.first + self.count]
+        // SAFETY: as above, and borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.address().cast(), self.count) }
     }
 }
 
