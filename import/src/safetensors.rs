@@ -168,7 +168,7 @@ pub enum SafetensorsError {
 /// Reads every tensor of a safetensors file. `F16` and `BF16` become `f32`, exactly; `F32`, `I32` and `I64` stay.
 ///
 /// The file is mapped into memory and must not be written into or cut off while a tensor of it lives, see [`MappedFile`];
-/// [`write`] puts another file in its place, which is fine.
+/// [`write()`] puts another file in its place, which is fine.
 ///
 /// # Errors
 /// What is wrong with the file, naming it and the tensor; then nothing is read.
