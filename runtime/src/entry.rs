@@ -8,8 +8,8 @@ use crate::panels::{self, LANE, PANEL, Panel};
 use crate::profile::engraft_mark;
 use crate::workers::Shared;
 
-/// Rows of a block: few enough that its outputs (24 KiB a panel) are still in cache when
-/// the epilogue reads them, and its inputs when the next panel does.
+/// Rows of a block: few enough that its outputs (24 KiB a panel) are still in cache when the epilogue reads them, and its
+/// inputs when the next panel does.
 const BLOCK_ROWS: usize = 128;
 /// Rows of a block of dot products: they have no panel to use up, so they may be shared out finely.
 const DOT_ROWS: usize = 12;

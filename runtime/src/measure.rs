@@ -15,7 +15,7 @@ use crate::panels::{LANE, PANEL};
 /// Bytes that a [`Tile`] reads and writes at most: what a first-level cache of 32 KiB has room for.
 const TILE_BYTES: usize = 30 << 10;
 /// Bytes of a weight of 4096 by 4096 floats, which is out of every cache that one thread has for itself.
-pub const STREAM_BYTES: usize = 64 << 20;
+const STREAM_BYTES: usize = 64 << 20;
 /// How long each bound is measured.
 const SPAN: Duration = Duration::from_millis(80);
 /// A turn takes at least about this long: a clock is coarse.
@@ -45,7 +45,7 @@ impl Machine {
 }
 
 /// Floating-point operations per second of a full tile running out of the first-level cache.
-pub fn ceiling(context: &Context) -> f64 {
+fn ceiling(context: &Context) -> f64 {
     let mut tile = Tile::new(context);
     let calls = TURN.as_nanos().div_ceil(fastest_of(3, || tile.run(context)).as_nanos().max(1)) as u32;
     let turn = fastest(|| (0..calls).for_each(|_| tile.run(context)));
@@ -106,7 +106,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// A buffer of so many bytes, rounded up to whole steps of the read; see [`STREAM_BYTES`].
+    /// A buffer of so many bytes, rounded up to whole steps of the read.
     pub fn new(bytes: usize) -> Stream {
         let steps = bytes.div_ceil(STREAM_STEP * size_of::<f32>());
         Stream { floats: Floats::new(steps * STREAM_STEP) }

@@ -1,5 +1,5 @@
-//! What each step costs at least: its arithmetic, and the traffic with memory that no implementation can avoid. Exact for
-//! every value of the symbols, the same on every machine. Knows nothing of how fast a machine is.
+//! What each step costs at least: its arithmetic, and the traffic with memory that no implementation can avoid; the same
+//! on every machine. Knows nothing of how fast a machine is.
 //!
 //! **Flops** are the operations on f32 that a kernel's formula has as it is written: an addition, a multiplication, a
 //! comparison, a root or an exponential counts as one, so a fused multiply and add as two. Moving data counts as none.
@@ -15,7 +15,8 @@
 //! | `gather`   | none                                                                                 |
 //!
 //! **Bytes** are the compulsory traffic: of each distinct buffer what the step touches of it, once. Panels count with their
-//! padding. The rows that a gather looks up count once each time they are named, at most the whole table.
+//! padding, at its most where the padded extent is symbolic. The rows that a gather looks up count once each time they are
+//! named, and no more than the whole table where both are fixed.
 
 use super::kernel::{Access, Dot, Expr, Kernel, Linear, Loop, Pack, Row, RowNorm, RowOp};
 use super::{BufferId, Plan, Step};

@@ -1,5 +1,5 @@
-//! A plain streaming read: floats are loaded in order and added up. Nothing a product does to a weight that is out of
-//! cache can be faster, so it is what products of few rows are measured by.
+//! A plain streaming read: floats are loaded in order and added up, without prefetches. A product of few rows reads its
+//! weight just as much, so this is what it is measured by.
 
 use super::Lanes;
 use crate::panels::LANE;
