@@ -184,7 +184,15 @@ fn f64_is_refused_by_name() {
 fn a_symbol_that_nothing_binds_is_refused_by_name() {
     let mut graph = Graph::new("unbound").unwrap();
     let x = graph
-        .add("x", Input { dtype: F32, shape: Shape::new(vec![Dim::symbol("batch") * 2, Dim::fixed(3)]) }, &[])
+        .add(
+            "x",
+            Input {
+                dtype: F32,
+                shape: Shape::new(vec![Dim::symbol("batch") * 2, Dim::fixed(3)]),
+                carries: None,
+            },
+            &[],
+        )
         .unwrap();
     let y = graph.add("y", Unary::Relu, &[Some(x)]).unwrap();
     graph.add_output("y", y).unwrap();

@@ -3,8 +3,11 @@
 //! 2. there are no cycles,
 //! 3. every node's type is what its op's rule gives for its operands,
 //! 4. every symbol is bound by a whole axis of an input or a parameter, no later than a parameter that uses it,
-//! 5. there is an output, output names are unique, and each names a node of the graph.
+//! 5. there is an output, output names are unique, and each names a node of the graph,
+//! 6. an input that carries an output has a symbol for its first dim, and the output appends to it: a `concat` along
+//!    axis 0 that begins with the input.
 
+use crate::ops::Input;
 use crate::{Graph, GraphError, NodeId, Op, Stage, Stages, TensorType};
 use thiserror::Error;
 
@@ -57,6 +60,16 @@ pub enum VerifyError {
         /// When it is known.
         known: Stage,
     },
+    /// An input does not carry what it says.
+    #[error("input `{input}` carries `{output}`, but {reason}")]
+    Carried {
+        /// The input.
+        input: String,
+        /// The output that it names.
+        output: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// There is no output.
     #[error("the graph has no output")]
     NoOutput,
@@ -80,6 +93,7 @@ pub fn verify(graph: &Graph) -> Result<(), Vec<VerifyError>> {
     let stages = Stages::of(graph);
     for id in graph.order() {
         verify_node(graph, &stages, id, &mut errors);
+        verify_carried(graph, id, &mut errors);
     }
     if graph.outputs().is_empty() {
         errors.push(VerifyError::NoOutput);
@@ -129,4 +143,27 @@ fn verify_node(graph: &Graph, stages: &Stages, id: NodeId, errors: &mut Vec<Veri
             _ => {}
         }
     }
+}
+
+fn verify_carried(graph: &Graph, id: NodeId, errors: &mut Vec<VerifyError>) {
+    let node = graph.node(id);
+    let Op::Input(Input { carries: Some(output), .. }) = node.op() else { return };
+    let found = graph.outputs().iter().find(|o| o.name == *output).map(|o| o.node);
+    let appends = |end: NodeId| {
+        matches!(graph.node(end).op(), Op::Concat(concat) if concat.axis == 0)
+            && graph.operand(end, 0) == Some(id)
+            && graph.operands(end)[1..].iter().all(|&part| part != Some(id))
+    };
+    let reason = match found {
+        None => "there is no such output",
+        Some(_) if node.shape().first().is_none_or(|dim| dim.as_symbol().is_none()) => {
+            "its first dim, along which it grows, is not a symbol"
+        }
+        Some(end) if !graph.contains(end) || !appends(end) => {
+            "that is not a concat along axis 0 that begins with the input and has it once"
+        }
+        Some(_) => return,
+    };
+    let (input, output) = (node.name().to_owned(), output.to_owned());
+    errors.push(VerifyError::Carried { input, output, reason });
 }

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use engraft_ir::DType::{F32, I32};
-use engraft_ir::ops::{Constant, EpsilonAt, Reduction, Unary};
-use engraft_ir::{Axis, Cause, Graph, GraphBuilder, GraphError, Node, Op, dims, text};
+use engraft_ir::ops::{Attention, Constant, EpsilonAt, Reduction, Unary};
+use engraft_ir::{Axis, Cause, Dim, Graph, GraphBuilder, GraphError, Node, Op, dims, text};
 use std::collections::BTreeSet;
 
 #[test]
@@ -124,8 +124,19 @@ fn every_method_builds_its_op() {
     let x = g.input("x", F32, dims!["batch", 4]);
     let v = g.constant([1.0f32, 2.0, 3.0, 4.0].as_slice()).named("v");
     let tables = [x.gather(g.input("ids", I32, dims!["seq"])), x.concat(&[x], Axis::LAST), x.t()];
-    let whole =
-        -x.sqrt().rsqrt().square().exp().gelu().gelu_tanh().silu().tanh().sigmoid().unary(Unary::Relu);
+    let whole = -x
+        .sqrt()
+        .rsqrt()
+        .square()
+        .exp()
+        .gelu()
+        .gelu_tanh()
+        .silu()
+        .tanh()
+        .sigmoid()
+        .sin()
+        .cos()
+        .unary(Unary::Relu);
     let reduced = [x.sum(&[0, 1]), x.mean(&[-1, 0]), x.max(&[0, 1]), x.reduce(Reduction::Sum, &[1], true)];
     let y = ((whole + v - v) * v / v + 1.0 - 1.0) * 2.0;
     g.output(
@@ -135,6 +146,12 @@ fn every_method_builds_its_op() {
     g.output("rms", x.rms_norm(Some(v), 1e-5).broadcast(dims![2, "batch", 4]));
     g.output("scalar", g.constant(Constant::scalar(F32, 2.0)));
     g.output("square", x.matmul(x.t()));
+    let heads = Attention { heads: 2, kv_heads: 1, scale: 0.5, causal: true, window: Some(3) };
+    let past = g.carried("past", F32, dims!["past", 1, 2]);
+    let keys = g.append(past, g.input("new", F32, dims!["batch", 1, 2])).transpose(&[1, 0, 2]);
+    let mask = g.input("mask", I32, dims![1, Dim::from("past") + Dim::from("batch")]);
+    g.output("attended", x.reshape(dims![1, "batch", 4]).attention(keys, keys, Some(mask), heads));
+    g.output("cast", mask.cast(F32));
     for (i, tensor) in tables.into_iter().chain(reduced).enumerate() {
         g.output(&format!("t{i}"), tensor);
     }

@@ -147,6 +147,14 @@ fn functions_of_one_operand() {
         0.954_499_736_103_641_6,
     ];
     let tanh = |x: f64| (x.exp() - (-x).exp()) / (x.exp() + (-x).exp());
+    // Σ (-x²)ⁿ / Π divisor
+    let series = |divisor: fn(f64) -> f64, x: f64| {
+        let terms = (1..30).scan(1.0, |term, n| {
+            *term *= -x * x / divisor(f64::from(n));
+            Some(*term)
+        });
+        1.0 + terms.sum::<f64>()
+    };
     let formula = |f: Unary, i: usize| {
         let x: f64 = points[i];
         match f {
@@ -161,6 +169,9 @@ fn functions_of_one_operand() {
             Unary::Tanh => tanh(x),
             Unary::Sigmoid => x.exp() / (x.exp() + 1.0),
             Unary::Exp => std::f64::consts::E.powf(x),
+            // Their series.
+            Unary::Sin => x * series(|n| (2.0 * n) * (2.0 * n + 1.0), x),
+            Unary::Cos => series(|n| (2.0 * n) * (2.0 * n - 1.0), x),
             Unary::Sqrt => x.powf(0.5),
             Unary::Rsqrt => x.powf(-0.5),
         }
@@ -303,6 +314,70 @@ fn evaluation_refuses_what_does_not_fit() {
     assert_eq!(run(&[("x", real(&[3], &[0.0; 3]))]), "`x` must be f32[2], found shape [3]");
     assert_eq!(run(&[("x", real(&[1, 2], &[0.0; 2]))]), "`x` must be f32[2], found shape [1, 2]");
     assert!(run(&[("x", ids(&[2], &[0, 0]))]).contains("expected floats, found integers"));
+}
+
+/// Sources of one batch item, two queries on three keys: two heads of width 2 share keys, values are 1 wide.
+fn attended() -> Vec<(&'static str, Value)> {
+    vec![
+        ("q", real(&[1, 2, 4], &[1.0, 0.0, 0.0, 2.0, 0.0, 0.0, 1.0, 1.0])),
+        ("k", real(&[1, 3, 2], &[1.0, 0.0, 0.0, 1.0, 1.0, 1.0])),
+        ("v", real(&[1, 3, 1], &[1.0, 10.0, 100.0])),
+        ("mask", ids(&[1, 3], &[1, 0, 7])),
+    ]
+}
+
+#[test]
+fn attention_over_the_keys_that_a_query_sees() {
+    let all = |more: &str, operands: &str| {
+        format!("y = attention(q, k, v{operands}) {{heads: 2, kv_heads: 1, scale: 0.5{more}}}")
+    };
+    // Values weighted by exp of half the dot products.
+    let mean = |weights: [f64; 3]| {
+        let w = weights.map(f64::exp);
+        (w[0] + 10.0 * w[1] + 100.0 * w[2]) / (w[0] + w[1] + w[2])
+    };
+    let none = f64::NEG_INFINITY;
+    let y = [mean([0.5, 0.0, 0.5]), mean([0.0, 1.0, 1.0]), 37.0, mean([0.5, 0.5, 1.0])];
+    check(&attended(), &all("", ""), &real(&[1, 2, 2], &y));
+    // The queries are the last of the keys: the first one stands at key 1.
+    let y = [mean([0.5, 0.0, none]), mean([0.0, 1.0, none]), 37.0, mean([0.5, 0.5, 1.0])];
+    check(&attended(), &all(", causal: true", ""), &real(&[1, 2, 2], &y));
+    let y = [mean([0.5, 0.0, none]), mean([0.0, 1.0, none]), mean([none, 0.0, 0.0]), mean([none, 0.5, 1.0])];
+    check(&attended(), &all(", causal: true, window: 2", ""), &real(&[1, 2, 2], &y));
+    // A window alone looks ahead: the first query sees keys 1 and 2, the second key 2.
+    let y = [mean([none, 0.0, 0.5]), mean([none, 1.0, 1.0]), 100.0, 100.0];
+    check(&attended(), &all(", window: 1", ""), &real(&[1, 2, 2], &y));
+    let y = [1.0, 1.0, mean([0.0, none, 0.0]), mean([0.5, none, 1.0])];
+    check(&attended(), &all(", causal: true", ", mask"), &real(&[1, 2, 2], &y));
+    // What sees nothing is 0: a causal query before the first key, and where everything is masked.
+    let mut few = attended();
+    few[1] = ("k", real(&[1, 1, 2], &[1.0, 0.0]));
+    few[2] = ("v", real(&[1, 1, 1], &[4.0]));
+    check(&few, &all(", causal: true", ""), &real(&[1, 2, 2], &[0.0, 0.0, 4.0, 4.0]));
+    let mut masked = attended();
+    masked[3] = ("mask", ids(&[1, 3], &[0, 0, 0]));
+    check(&masked, &all("", ", mask"), &real(&[1, 2, 2], &[0.0; 4]));
+    let mut empty = attended();
+    empty[1] = ("k", real(&[1, 0, 2], &[]));
+    empty[2] = ("v", real(&[1, 0, 1], &[]));
+    check(&empty, &all("", ""), &real(&[1, 2, 2], &[0.0; 4]));
+}
+
+#[test]
+fn grouped_heads_share_keys_in_order() {
+    // Four heads, two of keys: with one key, head h gives the value of its group.
+    let sources = [
+        ("q", real(&[1, 1, 4], &[1.0, 2.0, 3.0, 4.0])),
+        ("k", real(&[1, 1, 2], &[1.0, 1.0])),
+        ("v", real(&[1, 1, 4], &[1.0, 2.0, 3.0, 4.0])),
+    ];
+    let line = "y = attention(q, k, v) {heads: 4, kv_heads: 2, scale: 1}";
+    check(&sources, line, &real(&[1, 1, 8], &[1.0, 2.0, 1.0, 2.0, 3.0, 4.0, 3.0, 4.0]));
+}
+
+#[test]
+fn integers_as_floats() {
+    check(&[("x", ids(&[3], &[-1, 0, 7]))], "y = cast(x) {dtype: \"f32\"}", &real(&[3], &[-1.0, 0.0, 7.0]));
 }
 
 #[test]

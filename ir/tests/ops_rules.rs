@@ -82,6 +82,27 @@ const REFUSALS: &[Refusal] = &[
     ("tanh", "{}", &["i32[2]"], "operand `x` must be f32 or f64"),
     ("sigmoid", "{}", &["i32[2]"], "operand `x` must be f32 or f64"),
     ("exp", "{}", &["i32[2]"], "operand `x` must be f32 or f64"),
+    ("sin", "{}", &["i32[2]"], "operand `x` must be f32 or f64"),
+    ("cos", "{}", &["i32[2]"], "operand `x` must be f32 or f64"),
+    ("attention", r#"{"heads": 0, "kv_heads": 1, "scale": 1}"#, &["f32[b, n, 4]", "f32[b, n, 4]", "f32[b, n, 4]"], "attribute `heads` is 0"),
+    ("attention", r#"{"heads": 4, "kv_heads": 3, "scale": 1}"#, &["f32[b, n, 4]", "f32[b, n, 4]", "f32[b, n, 4]"], "a divisor of the 4 heads"),
+    ("attention", r#"{"heads": 4, "kv_heads": 0, "scale": 1}"#, &["f32[b, n, 4]", "f32[b, n, 4]", "f32[b, n, 4]"], "attribute `kv_heads` is 0"),
+    ("attention", r#"{"heads": 2, "kv_heads": 2, "scale": 1, "window": 0}"#, &["f32[b, n, 4]", "f32[b, n, 4]", "f32[b, n, 4]"], "attribute `window` is 0"),
+    ("attention", r#"{"heads": 3, "kv_heads": 3, "scale": 1}"#, &["f32[b, n, 4]", "f32[b, n, 4]", "f32[b, n, 4]"], "a divisor of the last dim of `q`"),
+    ("attention", r#"{"heads": 2, "kv_heads": 2, "scale": 1}"#, &["f32[b, n, 4]", "f32[b, n, 4]", "f32[b, n, 3]"], "a divisor of the last dim of `v`"),
+    ("attention", r#"{"heads": 2, "kv_heads": 2, "scale": 1}"#, &["f32[b, n, d]", "f32[b, n, d]", "f32[b, n, d]"], "which is fixed"),
+    ("attention", r#"{"heads": 2, "kv_heads": 1, "scale": 1}"#, &["f32[b, n, 4]", "f32[b, n, 4]", "f32[b, n, 4]"], "a head of q is as wide as one of k"),
+    ("attention", r#"{"heads": 2, "kv_heads": 2, "scale": 1}"#, &["f32[b, n, 4]", "f32[c, n, 4]", "f32[c, n, 4]"], "the batch is the same"),
+    ("attention", r#"{"heads": 2, "kv_heads": 2, "scale": 1}"#, &["f32[b, n, 4]", "f32[b, n, 4]", "f32[b, m, 4]"], "as many keys as values"),
+    ("attention", r#"{"heads": 2, "kv_heads": 2, "scale": 1}"#, &["f32[b, n, 4]", "f64[b, n, 4]", "f32[b, n, 4]"], "all have one element type"),
+    ("attention", r#"{"heads": 2, "kv_heads": 2, "scale": 1}"#, &["f32[n, 4]", "f32[n, 4]", "f32[n, 4]"], "three axes, [batch, length, heads·width]"),
+    ("attention", r#"{"heads": 2, "kv_heads": 2, "scale": 1}"#, &["f32[b, n, 4]", "f32[b, n, 4]", "f32[b, n, 4]", "f32[b, n]"], "operand `mask` must be i32 or i64"),
+    ("attention", r#"{"heads": 2, "kv_heads": 2, "scale": 1}"#, &["f32[b, n, 4]", "f32[b, m, 4]", "f32[b, m, 4]", "i64[b, n]"], "the mask has an element for each key"),
+    ("attention", r#"{"heads": 2, "kv_heads": 2, "scale": null}"#, &["f32[b, n, 4]", "f32[b, n, 4]", "f32[b, n, 4]"], "expected f64"),
+    ("attention", r#"{"heads": 2, "kv_heads": 2, "scale": 1, "alibi": true}"#, &["f32[b, n, 4]", "f32[b, n, 4]", "f32[b, n, 4]"], "unknown field `alibi`"),
+    ("cast", r#"{"dtype": "f32"}"#, &["f32[2]"], "operand `x` must be i32 or i64"),
+    ("cast", r#"{"dtype": "i32"}"#, &["i64[2]"], "attribute `dtype` is i32"),
+    ("cast", r#"{"dtype": "f16"}"#, &["i64[2]"], "unknown variant `f16`"),
     ("sum", r#"{"axes": []}"#, &["f32[2]"], "expected at least one axis, ascending, without repeats"),
     ("sum", r#"{"axes": [1, 0]}"#, &["f32[2, 2]"], "attribute `axes` is [1, 0]"),
     ("mean", r#"{"axes": [0, 0]}"#, &["f32[2, 2]"], "attribute `axes` is [0, 0]"),
@@ -122,7 +143,7 @@ fn refusal(&(op, attributes, operands, _): &Refusal) -> Option<String> {
     let mut graph = Graph::new("rules").unwrap();
     let mut operand = |(i, ty): (usize, &&str)| -> Option<NodeId> {
         let TensorType { dtype, shape } = (**ty != *"_").then(|| ty.parse().unwrap())?;
-        Some(graph.add(&format!("operand{i}"), Input { dtype, shape }, &[]).unwrap())
+        Some(graph.add(&format!("operand{i}"), Input { dtype, shape, carries: None }, &[]).unwrap())
     };
     let operands: Vec<_> = operands.iter().enumerate().map(&mut operand).collect();
     match graph.add("node", op, &operands) {

@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use engraft_ir::DType::F32;
-use engraft_ir::ops::{Binary, Input, Param, Scale, Unary};
+use engraft_ir::ops::{Binary, Concat, Input, Param, Scale, Unary};
 use engraft_ir::{Dim, Graph, GraphBuilder, GraphError, Op, Stage, VerifyError, dims, text, verify};
 
 fn input(shape: engraft_ir::Shape) -> Op {
-    Input { dtype: F32, shape }.into()
+    Input { dtype: F32, shape, carries: None }.into()
 }
 
 #[test]
@@ -49,6 +49,40 @@ fn an_output_whose_node_is_gone_is_refused() {
     assert_eq!(graph.prune(), ["y"]);
     graph.add_output("y", y).unwrap();
     assert_eq!(verify(&graph).unwrap_err(), [VerifyError::Output { name: "y".to_owned() }]);
+}
+
+#[test]
+fn an_input_carries_an_output_that_appends_to_it() {
+    let carried =
+        |carries: &str| Input { dtype: F32, shape: dims!["n", 2], carries: Some(carries.to_owned()) };
+    let fixed = Input { shape: dims![3, 2], ..carried("out") };
+    let reason = |past: Input, parts: &[&str], axis: usize| {
+        let mut graph = Graph::new("carried").unwrap();
+        let past = graph.add("past", past, &[]).unwrap();
+        let new = graph.add("new", input(dims!["n", 2]), &[]).unwrap();
+        let parts: Vec<_> =
+            parts.iter().map(|part| if *part == "past" { Some(past) } else { Some(new) }).collect();
+        let all = graph.add("all", Concat { axis }, &parts).unwrap();
+        graph.add_output("out", all).unwrap();
+        verify(&graph).map_err(|errors| errors[0].to_string())
+    };
+    assert_eq!(reason(carried("out"), &["past", "new"], 0), Ok(()));
+    let says = |reason: &str| Err(format!("input `past` carries `out`, but {reason}"));
+    let appends = "that is not a concat along axis 0 that begins with the input and has it once";
+    assert_eq!(reason(carried("out"), &["new", "past"], 0), says(appends));
+    assert_eq!(reason(carried("out"), &["past", "new", "past"], 0), says(appends));
+    assert_eq!(reason(carried("out"), &["past", "new"], 1), says(appends));
+    assert_eq!(reason(fixed, &["past"], 0), says("its first dim, along which it grows, is not a symbol"));
+    let none = reason(carried("else"), &["past", "new"], 0);
+    assert_eq!(none, Err("input `past` carries `else`, but there is no such output".to_owned()));
+}
+
+#[test]
+fn two_inputs_do_not_carry_one_output() {
+    let text = "engraft 1\ngraph g\na: f32[n] = input() {carries: \"y\"}\nb: f32[n] = input() {carries: \"y\"}\n\
+                y = concat(a, b) {axis: 0}\noutput y = y";
+    let error = text::parse(text).unwrap_err().to_string();
+    assert!(error.contains("input `b` carries `y`, but that is not a concat"), "{error}");
 }
 
 #[test]

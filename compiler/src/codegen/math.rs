@@ -43,6 +43,7 @@ impl Emit<'_, '_> {
                 self.mul(x, phi)
             }
             Unary::GeluTanh => self.gelu_tanh(width, x),
+            Unary::Sin | Unary::Cos => unreachable!("not there yet"),
         }
     }
 

@@ -28,7 +28,9 @@ impl Default for PlanOptions {
 /// The graph is not valid, or has a type that compiled programs do not compute in, or a number that they cannot hold.
 pub fn plan(graph: &Graph, options: PlanOptions) -> Result<Plan, PlanError> {
     verify(graph).map_err(|errors| PlanError::Invalid { graph: graph.name().to_owned(), errors })?;
-    if let Some(node) = graph.nodes().find(|node| node.ty().dtype == DType::F64) {
+    let is_unsupported =
+        |node: &&Node| node.ty().dtype == DType::F64 || matches!(node.op(), Op::Attention(_) | Op::Cast(_));
+    if let Some(node) = graph.nodes().find(is_unsupported) {
         return Err(PlanError::Unsupported { node: node.name().to_owned(), ty: node.ty().clone() });
     }
     graph.nodes().try_for_each(check_numbers)?;
@@ -161,6 +163,7 @@ impl Planner<'_> {
             }
             Op::Gather(_) => self.gather(id),
             Op::Concat(op) => self.concat(id, op.axis),
+            Op::Attention(_) | Op::Cast(_) => unreachable!("refused by name"),
             Op::Binary(_)
             | Op::Scale(_)
             | Op::Unary(_)

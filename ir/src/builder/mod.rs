@@ -66,7 +66,25 @@ impl GraphBuilder {
     /// A value given with each call.
     #[track_caller]
     pub fn input(&self, name: &str, dtype: DType, shape: Shape) -> Tensor<'_> {
-        self.add_named(name, Input { dtype, shape }, &[])
+        self.add_named(name, Input { dtype, shape, carries: None }, &[])
+    }
+
+    /// A value that the session keeps from call to call, along axis 0 of `shape`, a symbol: what the output of the same
+    /// name was in the last call, and empty before the first. See [`Input::carries`]; [`append`](Self::append) makes
+    /// that output.
+    #[track_caller]
+    pub fn carried(&self, name: &str, dtype: DType, shape: Shape) -> Tensor<'_> {
+        self.add_named(name, Input { dtype, shape, carries: Some(name.to_owned()) }, &[])
+    }
+
+    /// Appends `new` to a [`carried`](Self::carried) value along axis 0, for this call and those to come.
+    #[track_caller]
+    pub fn append<'g>(&'g self, carried: Tensor<'g>, new: Tensor<'g>) -> Tensor<'g> {
+        let all = carried.concat(&[new], 0);
+        if let Some(name) = carried.name() {
+            self.output(&name, all);
+        }
+        all
     }
 
     /// A frozen parameter, known when the base is loaded; `name` is its tensor's name in a weights file. See

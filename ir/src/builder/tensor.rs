@@ -3,12 +3,12 @@
 use super::GraphBuilder;
 use super::error::Cause;
 use crate::ops::{
-    Binary, Broadcast, Concat, Constant, Dense, EpsilonAt, Gather, Init, LayerNorm, Lora, LoraApply,
-    LoraDelta, LoraNorm, Magnitude, Matmul, Normalize, OutputDora, Reduce, Reduction, Reshape, RmsNorm,
-    Scale, Slice, Softmax, Transpose, Unary,
+    Attention, Binary, Broadcast, Cast, Concat, Constant, Dense, EpsilonAt, Gather, Init, LayerNorm, Lora,
+    LoraApply, LoraDelta, LoraNorm, Magnitude, Matmul, Normalize, OutputDora, Reduce, Reduction, Reshape,
+    RmsNorm, Scale, Slice, Softmax, Transpose, Unary,
 };
 use crate::ops::{Dora, Param};
-use crate::{Axis, Dim, NodeId, Op, RuleError, Shape, Stage, TensorType};
+use crate::{Axis, DType, Dim, NodeId, Op, RuleError, Shape, Stage, TensorType};
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 /// A value in a graph under construction. What follows from an error is silent; the error itself is reported by
@@ -283,6 +283,18 @@ impl<'g> Tensor<'g> {
         self.apply(Unary::Sigmoid, &[])
     }
 
+    /// See [`Unary::Sin`].
+    #[track_caller]
+    pub fn sin(self) -> Self {
+        self.apply(Unary::Sin, &[])
+    }
+
+    /// See [`Unary::Cos`].
+    #[track_caller]
+    pub fn cos(self) -> Self {
+        self.apply(Unary::Cos, &[])
+    }
+
     /// Any elementwise function of [`Unary`].
     #[track_caller]
     pub fn unary(self, function: Unary) -> Self {
@@ -379,6 +391,18 @@ impl<'g> Tensor<'g> {
     #[track_caller]
     pub fn gather(self, ids: Self) -> Self {
         self.apply(Gather {}, &[Some(ids)])
+    }
+
+    /// See [`Attention`]: these queries on keys and values, where the mask, if there is one, is not 0.
+    #[track_caller]
+    pub fn attention(self, keys: Self, values: Self, mask: Option<Self>, op: Attention) -> Self {
+        self.apply(op, &[Some(keys), Some(values), mask])
+    }
+
+    /// See [`Cast`].
+    #[track_caller]
+    pub fn cast(self, dtype: DType) -> Self {
+        self.apply(Cast { dtype }, &[])
     }
 }
 

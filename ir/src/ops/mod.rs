@@ -1,7 +1,9 @@
 //! The ops, one concern a file, and the table of them all. Adding an op is one new file and one line here; see
 //! `docs/add-an-op.md`.
 
+mod attention;
 mod binary;
+mod cast;
 mod concat;
 mod constant;
 mod dense;
@@ -26,7 +28,9 @@ mod source;
 mod transpose;
 mod unary;
 
+pub use attention::Attention;
 pub use binary::Binary;
+pub use cast::Cast;
 pub use concat::Concat;
 pub use constant::{Constant, Elements, MAX_CONSTANT};
 pub use dense::Dense;
@@ -94,6 +98,7 @@ ops! {
     Binary, Scale, Unary,
     Reduce, Softmax, LayerNorm, RmsNorm,
     Reshape, Broadcast, Transpose, Concat, Slice, Gather,
+    Attention, Cast,
 }
 
 impl Op {

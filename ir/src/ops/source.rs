@@ -14,6 +14,11 @@ pub struct Input {
     pub dtype: DType,
     /// The shape; symbols in it are bound by each call.
     pub shape: Shape,
+    /// The output that this input carries from one call to the next: in a session's first call it is empty along axis
+    /// 0, afterwards what that output was. The output appends to it: it is a `concat` along axis 0 that begins with
+    /// this input. So a decoder's keys and values are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carries: Option<String>,
 }
 
 /// How a parameter that nobody trained starts out.
@@ -77,15 +82,17 @@ pub struct Param {
     pub init: Option<Init>,
 }
 
-const SOURCE: &[(&str, &str)] = &[("dtype", "f32, f64, i32 or i64"), ("shape", "list of dims")];
-
 impl Input {
     pub(super) const INFOS: &'static [OpInfo] = &[OpInfo {
         name: "input",
         formula: "a value given with each call",
         slots: &[],
         variadic: false,
-        attributes: SOURCE,
+        attributes: &[
+            ("dtype", "f32, f64, i32 or i64"),
+            ("shape", "list of dims"),
+            ("carries", "the output, a concat to this input along axis 0, whose last value it is, optional"),
+        ],
         decode: decode::<Self>,
     }];
 }

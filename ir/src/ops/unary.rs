@@ -30,6 +30,10 @@ pub enum Unary {
     Sigmoid,
     /// `exp(x)`
     Exp,
+    /// `sin(x)`, x in radians
+    Sin,
+    /// `cos(x)`, x in radians
+    Cos,
 }
 
 const SLOTS: &[Slot] = &[required("x")];
@@ -40,7 +44,7 @@ const fn row(name: &'static str, formula: &'static str) -> OpInfo {
 
 impl Unary {
     /// All of them, in the order of the table.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Neg,
         Self::Sqrt,
         Self::Rsqrt,
@@ -52,6 +56,8 @@ impl Unary {
         Self::Tanh,
         Self::Sigmoid,
         Self::Exp,
+        Self::Sin,
+        Self::Cos,
     ];
 
     pub(super) const INFOS: &'static [OpInfo] = &[
@@ -66,6 +72,8 @@ impl Unary {
         row("tanh", "y = tanh(x)"),
         row("sigmoid", "y = 1 / (1 + exp(-x))"),
         row("exp", "y = exp(x)"),
+        row("sin", "y = sin(x), x in radians"),
+        row("cos", "y = cos(x), x in radians"),
     ];
 
     fn decode(info: &'static OpInfo, map: Map<String, Json>) -> Result<crate::Op, AttributeError> {
@@ -98,6 +106,8 @@ impl Unary {
             Self::Tanh => x.tanh(),
             Self::Sigmoid => sigmoid(x),
             Self::Exp => x.exp(),
+            Self::Sin => x.sin(),
+            Self::Cos => x.cos(),
         }
     }
 }
