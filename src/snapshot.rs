@@ -33,7 +33,7 @@
 //! `cargo insta review` shows what changed since a snapshot was accepted; with `INSTA_UPDATE=no` nothing is accepted in
 //! silence.
 
-use engraft_compiler::{Assembly, Clif, CompileError, Options, assembly, compile, optimize, plan as planned};
+use engraft_compiler::{CompileError, Listing, Options, listings, optimize, plan as planned};
 use engraft_ir::{Graph, text};
 
 /// A level of the lowering.
@@ -85,20 +85,16 @@ pub fn at(level: Level, graph: &Graph, options: &Options) -> Result<String, Comp
         Level::Trace => optimize(graph, options)?.trace.to_string(),
         Level::Optimized => text::print(&optimize(graph, options)?.graph),
         Level::Plan => planned(&optimize(graph, options)?.graph, options)?.to_string(),
-        Level::Clif => {
-            let functions = compile(graph, options)?.clif;
-            listing(functions.iter().map(|Clif { name, text }| (name, text)))
-        }
-        Level::Asm => {
-            let functions = assembly(&planned(&optimize(graph, options)?.graph, options)?)?;
-            listing(functions.iter().map(|Assembly { name, text }| (name, text)))
-        }
+        Level::Clif => code(graph, options, |function| &function.clif)?,
+        Level::Asm => code(graph, options, |function| &function.assembly)?,
     })
 }
 
-/// Functions one after the other, each under its name.
-fn listing<'a>(functions: impl Iterator<Item = (&'a String, &'a String)>) -> String {
-    functions.map(|(name, text)| format!("; {name}\n{text}")).collect::<Vec<_>>().join("\n")
+/// The functions one after the other, each under its name.
+fn code(graph: &Graph, options: &Options, text: fn(&Listing) -> &str) -> Result<String, CompileError> {
+    let functions = listings(&planned(&optimize(graph, options)?.graph, options)?)?;
+    let titled = |function: &Listing| format!("; {}\n{}", function.name, text(function));
+    Ok(functions.iter().map(titled).collect::<Vec<_>>().join("\n"))
 }
 
 /// The graph as it was built.

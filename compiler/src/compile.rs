@@ -1,7 +1,6 @@
 //! From graph to program in one call: optimise, plan, verify, emit. Everything on the way is kept, for people to look
 //! at.
 
-use crate::codegen::Clif;
 use crate::jit::{self, JitError};
 use crate::pipeline::{self, Optimized, PipelineError};
 use crate::plan::{self, Plan, PlanError, PlanInvariant, PlanOptions, check};
@@ -73,8 +72,6 @@ pub struct Compiled {
     pub trace: Trace,
     /// The plan.
     pub plan: Plan,
-    /// The text of the code.
-    pub clif: Vec<Clif>,
     /// The program.
     pub program: Program,
 }
@@ -119,7 +116,7 @@ pub fn plan(graph: &Graph, options: &Options) -> Result<Plan, CompileError> {
 pub fn compile(graph: &Graph, options: &Options) -> Result<Compiled, CompileError> {
     let Optimized { graph, trace } = optimize(graph, options)?;
     let plan = plan(&graph, options)?;
-    let jitted = jit::compile(&plan)?;
+    let program = jit::compile(&plan)?;
     COMPILATIONS.fetch_add(1, Ordering::Relaxed);
-    Ok(Compiled { graph, trace, plan, clif: jitted.clif, program: jitted.program })
+    Ok(Compiled { graph, trace, plan, program })
 }

@@ -2,7 +2,7 @@
 //! memory they live in, freed once, when the last holder of the program is gone. The compiler's only `unsafe`.
 #![allow(unsafe_code)]
 
-use crate::codegen::{self, Assembly, Clif, CodegenError};
+use crate::codegen::{self, CodegenError, Listing};
 use crate::plan::Plan;
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_jit::{JITBuilder, JITModule};
@@ -50,14 +50,6 @@ pub enum JitError {
     Program(#[from] ProgramError),
 }
 
-/// A program, and the text of its code.
-pub struct Jitted {
-    /// The program.
-    pub program: Program,
-    /// The text of every function.
-    pub clif: Vec<Clif>,
-}
-
 /// The memory of compiled code.
 struct CodeMemory {
     /// In a mutex only to be `Sync`; taken when dropped.
@@ -78,24 +70,24 @@ impl Drop for CodeMemory {
 ///
 /// # Errors
 /// [`JitError`].
-pub fn compile(plan: &Plan) -> Result<Jitted, JitError> {
+pub fn compile(plan: &Plan) -> Result<Program, JitError> {
     let mut module = new_module()?;
     let emitted = codegen::emit(&mut module, plan)?;
     module.finalize_definitions().map_err(|source| JitError::Finalize { source: Box::new(source) })?;
     let code = code(module, emitted.stages, emitted.sizes);
     let spec: ProgramSpec = emitted.spec;
-    Ok(Jitted { program: Program::new(spec, code)?, clif: emitted.clif })
+    Ok(Program::new(spec, code)?)
 }
 
-/// The machine code that a plan becomes on this machine, as text; nothing is run.
+/// The code that a plan becomes on this machine, as text; nothing is run.
 ///
 /// # Errors
 /// [`JitError`].
-pub fn assembly(plan: &Plan) -> Result<Vec<Assembly>, JitError> {
+pub fn listings(plan: &Plan) -> Result<Vec<Listing>, JitError> {
     let mut module = new_module()?;
-    let assembly = codegen::assembly(&mut module, plan);
+    let listings = codegen::listings(&mut module, plan);
     drop(CodeMemory { module: Mutex::new(Some(module)) });
-    Ok(assembly?)
+    Ok(listings?)
 }
 
 /// A JIT module for this machine, with the runtime's kernels linked in.

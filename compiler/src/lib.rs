@@ -13,6 +13,6 @@ pub mod plan;
 pub mod trace;
 pub mod values;
 
-pub use codegen::{Assembly, Clif, CodegenError, Emitted, SIZES_FUNCTION, STAGE_FUNCTIONS, emit};
+pub use codegen::{CodegenError, Emitted, Listing, SIZES_FUNCTION, STAGE_FUNCTIONS, emit};
 pub use compile::{CompileError, Compiled, Options, compilations, compile, optimize, plan};
-pub use jit::{JitError, Jitted, assembly, compile as jit};
+pub use jit::{JitError, compile as jit, listings};

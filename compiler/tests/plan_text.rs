@@ -36,12 +36,12 @@ fn parameters(g: &GraphBuilder) -> [Tensor<'_>; 4] {
 
 /// The code of the kernel or epilogue of this name.
 fn clif(graph: &Graph, name: &str) -> String {
-    let functions = engraft_compiler::jit(&planned(graph, true)).unwrap().clif;
+    let functions = engraft_compiler::listings(&planned(graph, true)).unwrap();
     let names: Vec<_> = functions.iter().map(|f| f.name.as_str()).collect();
     let function = functions.iter().find(|f| f.name == name).unwrap_or_else(|| panic!("{names:?}"));
     ["system_v", "windows_fastcall", "apple_aarch64"]
         .iter()
-        .fold(function.text.clone(), |text, convention| text.replace(&format!(" {convention}"), ""))
+        .fold(function.clif.clone(), |text, convention| text.replace(&format!(" {convention}"), ""))
 }
 
 /// As written, the new weight is an adapter-load value: the call is one product with its panels.

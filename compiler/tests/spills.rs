@@ -4,13 +4,13 @@
 #![allow(clippy::unwrap_used)]
 
 use engraft_compiler::plan::{PlanOptions, plan};
-use engraft_compiler::{Assembly, assembly};
+use engraft_compiler::{Listing, listings};
 use engraft_ir::DType::{F32, I32};
 use engraft_ir::ops::{EpsilonAt, Reduction, Unary};
 use engraft_ir::{Graph, GraphBuilder, Tensor, dims};
 
-fn code(graph: &Graph) -> Vec<Assembly> {
-    assembly(&plan(graph, PlanOptions::default()).unwrap()).unwrap()
+fn code(graph: &Graph) -> Vec<Listing> {
+    listings(&plan(graph, PlanOptions::default()).unwrap()).unwrap()
 }
 
 /// The loops of a function that contain no other: from a block to the branch that goes back to it.
@@ -37,8 +37,8 @@ fn innermost_loops(text: &str) -> Vec<Vec<&str>> {
 /// Checks every function but the stages', which have no loops.
 fn has_loops_without_spills(graph: &Graph) {
     let mut found = 0;
-    for Assembly { name, text } in code(graph) {
-        for innermost in innermost_loops(&text) {
+    for Listing { name, assembly, .. } in code(graph) {
+        for innermost in innermost_loops(&assembly) {
             found += 1;
             let spills: Vec<_> =
                 innermost.iter().filter(|line| line.contains("%rsp") || line.contains("%rbp")).collect();

@@ -5,9 +5,10 @@
 use crate::{Op, RuleError, Shape, TensorType};
 use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
-use petgraph::visit::EdgeRef;
+use petgraph::visit::{EdgeRef, NodeIndexable};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::sync::Arc;
 use thiserror::Error;
 
 /// The most nodes a graph may have.
@@ -32,7 +33,7 @@ pub type NodeId = NodeIndex<u32>;
 /// An op with its name and the type of its result.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
-    name: String,
+    name: Arc<str>,
     op: Op,
     ty: TensorType,
 }
@@ -136,7 +137,7 @@ pub struct Graph {
     name: String,
     /// An edge points from operand to user; its weight is the operand slot.
     dag: StableDiGraph<Node, usize, u32>,
-    by_name: BTreeMap<String, NodeId>,
+    by_name: BTreeMap<Arc<str>, NodeId>,
     outputs: Vec<Output>,
 }
 
@@ -193,13 +194,14 @@ impl Graph {
             return Err(GraphError::TooLarge);
         }
         let ty = self.infer(name, &op, operands)?;
-        let id = self.dag.add_node(Node { name: name.to_owned(), op, ty });
+        let shared: Arc<str> = name.into();
+        let id = self.dag.add_node(Node { name: Arc::clone(&shared), op, ty });
         for (slot, operand) in operands.iter().enumerate() {
             if let Some(operand) = operand {
                 self.dag.add_edge(*operand, id, slot);
             }
         }
-        self.by_name.insert(name.to_owned(), id);
+        self.by_name.insert(shared, id);
         Ok(id)
     }
 
@@ -293,23 +295,22 @@ impl Graph {
 
     /// All nodes, operands before users; among those that are ready, the older first.
     pub fn order(&self) -> Vec<NodeId> {
-        let mut waiting: BTreeMap<NodeId, usize> = BTreeMap::new();
+        let mut waiting = vec![0; self.dag.node_bound()];
         let mut ready = BinaryHeap::new();
         for id in self.dag.node_indices() {
             match self.dag.edges_directed(id, Direction::Incoming).count() {
                 0 => ready.push(Reverse(id)),
-                operands => drop(waiting.insert(id, operands)),
+                operands => waiting[id.index()] = operands,
             }
         }
         let mut order = Vec::with_capacity(self.len());
         while let Some(Reverse(id)) = ready.pop() {
             order.push(id);
             for edge in self.dag.edges(id) {
-                if let Some(operands) = waiting.get_mut(&edge.target()) {
-                    *operands -= 1;
-                    if *operands == 0 {
-                        ready.push(Reverse(edge.target()));
-                    }
+                let operands = &mut waiting[edge.target().index()];
+                *operands -= 1;
+                if *operands == 0 {
+                    ready.push(Reverse(edge.target()));
                 }
             }
         }
@@ -342,13 +343,14 @@ impl Graph {
     /// # Errors
     /// The name is taken or ill-formed.
     pub fn rename(&mut self, id: NodeId, name: &str) -> Result<(), GraphError> {
-        if self.node(id).name == name {
+        if self.node(id).name() == name {
             return Ok(());
         }
         self.check_free(name)?;
-        let old = std::mem::replace(&mut self.dag[id].name, name.to_owned());
+        let name: Arc<str> = name.into();
+        let old = std::mem::replace(&mut self.dag[id].name, Arc::clone(&name));
         self.by_name.remove(&old);
-        self.by_name.insert(name.to_owned(), id);
+        self.by_name.insert(name, id);
         Ok(())
     }
 
@@ -362,7 +364,7 @@ impl Graph {
         let ty = self.infer(&node.name, &op, &self.operands(id))?;
         if ty != node.ty {
             return Err(GraphError::TypeChange {
-                old: node.name.clone(),
+                old: node.name.to_string(),
                 old_type: node.ty.clone(),
                 new: op.name().to_owned(),
                 new_type: ty,
@@ -381,9 +383,9 @@ impl Graph {
         let (old_node, new_node) = (self.node(old), self.node(new));
         if old_node.ty != new_node.ty {
             return Err(GraphError::TypeChange {
-                old: old_node.name.clone(),
+                old: old_node.name.to_string(),
                 old_type: old_node.ty.clone(),
-                new: new_node.name.clone(),
+                new: new_node.name.to_string(),
                 new_type: new_node.ty.clone(),
             });
         }
@@ -454,10 +456,10 @@ impl Graph {
             .node_indices()
             .filter(|id| !live.contains(id) && !matches!(self.dag[*id].op, Op::Input(_)))
             .collect();
-        let remove = |id| self.dag.remove_node(id).map(|node| node.name);
+        let remove = |id| self.dag.remove_node(id).map(|node| node.name.to_string());
         let names: Vec<_> = dead.into_iter().filter_map(remove).collect();
         for name in &names {
-            self.by_name.remove(name);
+            self.by_name.remove(name.as_str());
         }
         names
     }

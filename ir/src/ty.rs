@@ -6,20 +6,21 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Deref;
 use std::str::FromStr;
+use std::sync::Arc;
 use thiserror::Error;
 
 /// The most axes a tensor may have.
 pub const MAX_RANK: usize = 8;
 
-/// The dims of a tensor, outermost first.
+/// The dims of a tensor, outermost first. Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Shape(Vec<Dim>);
+pub struct Shape(Arc<[Dim]>);
 
 impl Shape {
     /// A shape of these dims.
     pub fn new(dims: Vec<Dim>) -> Self {
-        Self(dims)
+        Self(dims.into())
     }
 
     /// The number of elements, as a dim.
@@ -55,7 +56,7 @@ impl Shape {
         }
         // Checked factor by factor: the product of many long sums would grow without bound.
         let mut elements = Dim::fixed(1);
-        for dim in &self.0 {
+        for dim in self.iter() {
             dim.check()?;
             elements = elements * dim;
             elements.check()?;

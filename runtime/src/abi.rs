@@ -57,12 +57,20 @@ pub type StageFn = unsafe extern "C" fn(frame: *const Frame) -> u32;
 /// Symbols of later stages are 0 while an earlier stage runs; the sizes that depend on them are then not read.
 pub type SizesFn = unsafe extern "C" fn(dims: *const u64, sizes: *mut u64);
 
-/// Compiled elementwise code applied to a finished tile of a product (its epilogue): rows `row0..row1` and columns
-/// `col0..col1` of the product's `[batch * rows, out]` output, in place or into another buffer.
+/// Compiled elementwise code applied in place to a finished tile of a product (its epilogue): rows `row0..row1` and columns
+/// `col0..col1` of the product's `[batch * rows, out]` output, which is the first of `buffers`; the others it reads. `dims`
+/// are the frame's.
 ///
-/// Tiles of one product are disjoint and may run on several threads at once, so an epilogue must not write
-/// [`Frame::fault`] nor anything outside its tile.
-pub type TileFn = unsafe extern "C" fn(frame: *const Frame, row0: u64, row1: u64, col0: u64, col1: u64);
+/// Tiles of one product are disjoint and may run on several threads at once, so an epilogue must not write anything
+/// outside its tile.
+pub type TileFn = unsafe extern "C" fn(
+    dims: *const u64,
+    buffers: *const *mut u8,
+    row0: u64,
+    row1: u64,
+    col0: u64,
+    col1: u64,
+);
 
 /// What a stage function is given.
 #[derive(Debug)]
@@ -177,6 +185,8 @@ pub struct Linear {
     pub bias: *const f32,
     /// `[batch, rows, out]`, contiguous.
     pub y: *mut f32,
+    /// What the epilogue is called with, or null when there is none: y, then the buffers that it reads.
+    pub epilogue_buffers: *const *mut u8,
     /// Applied to each finished tile while it is in cache.
     pub epilogue: Option<TileFn>,
 }
@@ -276,10 +286,11 @@ mod tests {
                 offset_of!(Linear, gain),
                 offset_of!(Linear, bias),
                 offset_of!(Linear, y),
+                offset_of!(Linear, epilogue_buffers),
                 offset_of!(Linear, epilogue),
                 size_of::<Linear>(),
             ],
-            [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120]
+            [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128]
         );
         assert_eq!(
             [

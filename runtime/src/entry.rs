@@ -68,7 +68,8 @@ pub unsafe extern "C" fn engraft_linear(frame: *const Frame, linear: *const Line
             if let Some(epilogue) = product.linear.epilogue {
                 let (row, column) = (row.item * product.rows + row.first, panel.first);
                 epilogue(
-                    frame,
+                    (*frame).dims,
+                    product.linear.epilogue_buffers,
                     row as u64,
                     (row + block.rows) as u64,
                     column as u64,

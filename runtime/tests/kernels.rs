@@ -219,11 +219,13 @@ impl Case {
             gain: optional(&gain),
             bias: optional(&bias),
             y: y.address_mut(),
+            epilogue_buffers: null(),
             epilogue: None,
         };
         let mut buffers = buffers.to_vec();
         let linear = adjust(&mut buffers, linear);
-        let frame = frame(context, &buffers);
+        let linear = Linear { epilogue_buffers: buffers.as_ptr(), ..linear };
+        let frame = frame(context, &[]);
         // SAFETY: the buffers have the lengths that the extents give, and the panels are packed for them.
         unsafe { engraft_linear(&raw const frame, &raw const linear) };
         y.values().to_vec()
@@ -575,10 +577,16 @@ fn norms_neither_cancel_nor_overflow() {
 }
 
 /// Doubles its tile of the product, whose address, rows and columns are the buffers.
-unsafe extern "C" fn double(frame: *const Frame, row0: u64, row1: u64, col0: u64, col1: u64) {
+unsafe extern "C" fn double(
+    _: *const u64,
+    buffers: *const *mut u8,
+    row0: u64,
+    row1: u64,
+    col0: u64,
+    col1: u64,
+) {
     // SAFETY: the test passes the product's output and extents.
     unsafe {
-        let buffers = (*frame).buffers;
         let (rows, out) = (*buffers.add(1) as u64, *buffers.add(2) as u64);
         #[allow(clippy::cast_ptr_alignment, reason = "it was a pointer to floats")]
         let y = (*buffers).cast::<f32>();

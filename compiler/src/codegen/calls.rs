@@ -1,6 +1,6 @@
 //! Calls of the runtime's kernels: a structure of the binary interface is filled on the stack and handed over.
 
-use super::emit::{Emit, POINTER, memory};
+use super::emit::{Emit, POINTER, StackUse, memory};
 use crate::plan::kernel::{Dot, Kernel, Linear, Pack, RowNorm};
 use cranelift_codegen::ir::{FuncRef, InstBuilder, StackSlot, StackSlotData, StackSlotKind, Value};
 use engraft_ir::Dim;
@@ -37,9 +37,29 @@ struct Fill {
 
 impl Emit<'_, '_> {
     fn fill<T>(&mut self) -> Fill {
-        let align = align_of::<T>().ilog2() as u8;
-        let data = StackSlotData::new(StackSlotKind::ExplicitSlot, size_of::<T>() as u32, align);
-        Fill { slot: self.b.create_sized_stack_slot(data) }
+        const { assert!(align_of::<T>() <= 8) }
+        Fill { slot: self.slot(StackUse::Structure, size_of::<T>()) }
+    }
+
+    /// A table of addresses on the stack.
+    fn table(&mut self, addresses: &[Value]) -> Value {
+        let slot = self.slot(StackUse::Table, 8 * addresses.len());
+        for (index, &address) in addresses.iter().enumerate() {
+            self.b.ins().stack_store(POINTER, address, slot, 8 * index as i32);
+        }
+        self.b.ins().stack_addr(POINTER, slot, 0)
+    }
+
+    /// Memory on the stack, the same for all calls that use as much of it in the same way: they come one after the other.
+    fn slot(&mut self, used_as: StackUse, bytes: usize) -> StackSlot {
+        let wanted = (used_as, bytes as u32);
+        if let Some((_, slot)) = self.stack.iter().find(|(known, _)| *known == wanted) {
+            return *slot;
+        }
+        let data = StackSlotData::new(StackSlotKind::ExplicitSlot, wanted.1, 3);
+        let slot = self.b.create_sized_stack_slot(data);
+        self.stack.push((wanted, slot));
+        slot
     }
 
     fn set(&mut self, fill: &Fill, offset: usize, value: Value) {
@@ -75,7 +95,7 @@ impl Emit<'_, '_> {
         self.call_with(entry, frame, &fill);
     }
 
-    /// Computes a linear layer; `reads` are as [`Kernel::Linear`] lists them, without the epilogue's.
+    /// Computes a linear layer; `reads` are as [`Kernel::Linear`] lists them.
     pub(super) fn call_linear(
         &mut self,
         entry: FuncRef,
@@ -92,6 +112,10 @@ impl Emit<'_, '_> {
         let (x, w) = (next(true), next(true));
         let (h, b) = (next(linear.rank.is_some()), next(linear.rank.is_some()));
         let (gain, bias) = (next(linear.gain), next(linear.bias));
+        let epilogue_buffers = match epilogue {
+            Some(_) => self.table(&std::iter::once(y).chain(reads).collect::<Vec<_>>()),
+            None => zero,
+        };
         self.set_dim(&fill, offset_of!(abi::Linear, batch), &linear.batch);
         self.set_dim(&fill, offset_of!(abi::Linear, rows), &linear.rows);
         self.set_dim(&fill, offset_of!(abi::Linear, out), &linear.out);
@@ -108,6 +132,7 @@ impl Emit<'_, '_> {
             (gain, offset_of!(abi::Linear, gain)),
             (bias, offset_of!(abi::Linear, bias)),
             (y, offset_of!(abi::Linear, y)),
+            (epilogue_buffers, offset_of!(abi::Linear, epilogue_buffers)),
             (epilogue.unwrap_or(zero), offset_of!(abi::Linear, epilogue)),
         ];
         for (pointer, offset) in pointers {

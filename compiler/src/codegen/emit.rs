@@ -3,7 +3,7 @@
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::{F32, F32X4, I32, I32X4, I64};
-use cranelift_codegen::ir::{BlockArg, ConstantData, InstBuilder, MemFlagsData, Type, Value};
+use cranelift_codegen::ir::{BlockArg, ConstantData, InstBuilder, MemFlagsData, StackSlot, Type, Value};
 use cranelift_frontend::FunctionBuilder;
 use engraft_ir::{Dim, Symbol};
 use std::collections::BTreeMap;
@@ -52,6 +52,15 @@ pub(super) fn memory() -> MemFlagsData {
     MemFlagsData::new().with_notrap()
 }
 
+/// What memory on the stack is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum StackUse {
+    /// A structure of the binary interface.
+    Structure,
+    /// A table of addresses.
+    Table,
+}
+
 /// Emits one function.
 pub(super) struct Emit<'a, 'f> {
     pub(super) b: &'a mut FunctionBuilder<'f>,
@@ -59,12 +68,14 @@ pub(super) struct Emit<'a, 'f> {
     dims: Value,
     symbols: &'a [Symbol],
     loaded: BTreeMap<Symbol, Value>,
+    /// Memory on the stack, by its use and size.
+    pub(super) stack: Vec<((StackUse, u32), StackSlot)>,
 }
 
 impl<'a, 'f> Emit<'a, 'f> {
     /// An emitter in the entry block. Symbols are loaded there, so that they are known everywhere.
     pub(super) fn new(b: &'a mut FunctionBuilder<'f>, dims: Value, symbols: &'a [Symbol]) -> Self {
-        Self { b, dims, symbols, loaded: BTreeMap::new() }
+        Self { b, dims, symbols, loaded: BTreeMap::new(), stack: Vec::new() }
     }
 
     pub(super) fn int(&mut self, value: i64) -> Value {

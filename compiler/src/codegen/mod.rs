@@ -43,23 +43,15 @@ pub struct CodegenError {
     pub source: Box<ModuleError>,
 }
 
-/// A function as Cranelift's text form.
+/// A function as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Clif {
+pub struct Listing {
     /// The function's name.
     pub name: String,
-    /// Its text.
-    pub text: String,
-}
-
-/// A function as machine code, in Cranelift's text form: one instruction a line, `blockN:` before each block. It depends
-/// on the CPU.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Assembly {
-    /// The function's name.
-    pub name: String,
-    /// Its text.
-    pub text: String,
+    /// Its code in Cranelift's text form.
+    pub clif: String,
+    /// Its machine code, one instruction a line, `blockN:` before each block. It depends on the CPU.
+    pub assembly: String,
 }
 
 /// What was emitted.
@@ -71,8 +63,6 @@ pub struct Emitted {
     pub sizes: FuncId,
     /// What the runtime needs to know.
     pub spec: ProgramSpec,
-    /// Every function's text.
-    pub clif: Vec<Clif>,
 }
 
 /// Emits a plan into a module.
@@ -83,12 +73,12 @@ pub fn emit<M: Module>(module: &mut M, plan: &Plan) -> Result<Emitted, CodegenEr
     Codegen::new(module, plan, None).run().map(|(emitted, _)| emitted)
 }
 
-/// Emits a plan into a module, to look at: the text of every function's machine code.
+/// Emits a plan into a module, to look at: every function as text.
 ///
 /// # Errors
 /// [`CodegenError`].
-pub fn assembly<M: Module>(module: &mut M, plan: &Plan) -> Result<Vec<Assembly>, CodegenError> {
-    Codegen::new(module, plan, Some(Vec::new())).run().map(|(_, assembly)| assembly)
+pub fn listings<M: Module>(module: &mut M, plan: &Plan) -> Result<Vec<Listing>, CodegenError> {
+    Codegen::new(module, plan, Some(Vec::new())).run().map(|(_, listings)| listings)
 }
 
 struct Codegen<'a, M: Module> {
@@ -99,9 +89,10 @@ struct Codegen<'a, M: Module> {
     kernels: Vec<(&'a Kernel, FuncId)>,
     constants: Vec<DataId>,
     entries: BTreeMap<&'static str, FuncId>,
-    clif: Vec<Clif>,
-    /// The functions as machine code, if they are asked for.
-    assembly: Option<Vec<Assembly>>,
+    /// Epilogues that have code already.
+    epilogues: Vec<(&'a Loop, FuncId)>,
+    /// The functions as text, if they are asked for: making it takes longer than the code does.
+    listings: Option<Vec<Listing>>,
 }
 
 fn failure(function: &str) -> impl FnOnce(ModuleError) -> CodegenError {
@@ -109,13 +100,14 @@ fn failure(function: &str) -> impl FnOnce(ModuleError) -> CodegenError {
 }
 
 impl<'a, M: Module> Codegen<'a, M> {
-    fn new(module: &'a mut M, plan: &'a Plan, assembly: Option<Vec<Assembly>>) -> Self {
+    fn new(module: &'a mut M, plan: &'a Plan, listings: Option<Vec<Listing>>) -> Self {
         let symbols = plan.symbols.iter().map(|bound| bound.symbol.clone()).collect();
-        let (kernels, constants, entries, clif) = (Vec::new(), Vec::new(), BTreeMap::new(), Vec::new());
-        Self { module, plan, symbols, kernels, constants, entries, clif, assembly }
+        let (constants, entries) = (Vec::new(), BTreeMap::new());
+        let (kernels, epilogues) = (Vec::new(), Vec::new());
+        Self { module, plan, symbols, kernels, constants, entries, epilogues, listings }
     }
 
-    fn run(mut self) -> Result<(Emitted, Vec<Assembly>), CodegenError> {
+    fn run(mut self) -> Result<(Emitted, Vec<Listing>), CodegenError> {
         self.constants()?;
         let mut layout = SizesLayout::new();
         let spec = spec::program_spec(self.plan, &mut layout);
@@ -124,7 +116,7 @@ impl<'a, M: Module> Codegen<'a, M> {
         for stage in STAGES {
             stages[stage_index(stage)] = self.stage(stage)?;
         }
-        Ok((Emitted { stages, sizes, spec, clif: self.clif }, self.assembly.unwrap_or_default()))
+        Ok((Emitted { stages, sizes, spec }, self.listings.unwrap_or_default()))
     }
 
     fn signature(&self, params: &[Type], result: Option<Type>) -> Signature {
@@ -155,12 +147,12 @@ impl<'a, M: Module> Codegen<'a, M> {
         let arguments = builder.block_params(entry).to_vec();
         body(self, &mut builder, &arguments)?;
         builder.finalize(self.module.target_config());
-        self.clif.push(Clif { name: name.to_owned(), text: context.func.display().to_string() });
-        context.set_disasm(self.assembly.is_some());
+        let clif = self.listings.is_some().then(|| context.func.display().to_string());
+        context.set_disasm(clif.is_some());
         self.module.define_function(id, &mut context).map_err(failure(name))?;
-        let text = context.compiled_code().and_then(|code| code.vcode.clone());
-        if let (Some(assembly), Some(text)) = (&mut self.assembly, text) {
-            assembly.push(Assembly { name: name.to_owned(), text });
+        if let (Some(listings), Some(clif)) = (&mut self.listings, clif) {
+            let assembly = context.compiled_code().and_then(|code| code.vcode.clone()).unwrap_or_default();
+            listings.push(Listing { name: name.to_owned(), clif, assembly });
         }
         Ok(id)
     }
@@ -245,14 +237,26 @@ impl<'a, M: Module> Codegen<'a, M> {
         Ok(id)
     }
 
-    /// The function of an epilogue: the runtime calls it with the frame and a tile.
-    fn epilogue(&mut self, step: usize, body: &Loop) -> Result<FuncId, CodegenError> {
-        let name = format!("epilogue_{step}");
-        self.define(&name, Linkage::Local, (&[I64; 5], None), |this, b, arguments| {
-            let &[frame, row_from, row_to, column_from, column_to] = arguments else { return Ok(()) };
-            this.tile(b, frame, step, body, [(row_from, row_to), (column_from, column_to)]);
+    /// The function of an epilogue, shared with all equal ones: the runtime calls it with the symbols, the addresses of
+    /// the buffers, and a tile.
+    fn epilogue(&mut self, body: &'a Loop) -> Result<FuncId, CodegenError> {
+        if let Some((_, id)) = self.epilogues.iter().find(|(known, _)| *known == body) {
+            return Ok(*id);
+        }
+        let name = format!("epilogue_{}", self.epilogues.len());
+        let id = self.define(&name, Linkage::Local, (&[I64; 6], None), |this, b, arguments| {
+            let &[dims, buffers, row_from, row_to, column_from, column_to] = arguments else { return Ok(()) };
+            let mut e = Emit::new(b, dims, &this.symbols);
+            e.load_symbols(body.dims());
+            let reads: Vec<_> = (0..body.reads.len()).map(|read| e.table_entry(buffers, read)).collect();
+            // Access 0 is the product's own value, where the result goes.
+            let tile = [(row_from, row_to), (column_from, column_to)];
+            e.run_loop(body, &reads, reads[0], &loops::Extents::Tile(tile));
+            e.return_nothing();
             Ok(())
-        })
+        })?;
+        self.epilogues.push((body, id));
+        Ok(id)
     }
 }
 

@@ -1,15 +1,12 @@
-//! Code for a stage: where each buffer is, and the calls of its kernels in order. Epilogues find their buffers the same
-//! way.
+//! Code for a stage: where each buffer is, and the calls of its kernels in order.
 
 use super::calls;
 use super::emit::{Emit, memory};
-use super::loops::Extents;
 use super::{Codegen, CodegenError, STAGE_FUNCTIONS};
-use crate::plan::kernel::{Kernel, Loop};
+use crate::plan::kernel::Kernel;
 use crate::plan::{BufferId, Plan, Step, Storage, stage_index};
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{InstBuilder, Value};
-use cranelift_frontend::FunctionBuilder;
 use cranelift_module::{FuncId, Linkage, Module};
 use engraft_ir::{Dim, Stage};
 use engraft_runtime::abi::Frame;
@@ -44,7 +41,7 @@ impl<'a, M: Module> Codegen<'a, M> {
         // Their functions first: a function cannot be defined within another.
         let mut callees = Vec::new();
         for (index, step) in plan.steps_at(stage) {
-            callees.push((index, step, self.callee(step)?, self.step_epilogue(index, step)?));
+            callees.push((index, step, self.callee(step)?, self.step_epilogue(step)?));
         }
         let mark = if plan.profiled { Some(self.entry(calls::MARK)?) } else { None };
         let name = STAGE_FUNCTIONS[stage_index(stage)];
@@ -75,11 +72,9 @@ impl<'a, M: Module> Codegen<'a, M> {
         }
     }
 
-    fn step_epilogue(&mut self, index: usize, step: &'a Step) -> Result<Option<FuncId>, CodegenError> {
+    fn step_epilogue(&mut self, step: &'a Step) -> Result<Option<FuncId>, CodegenError> {
         match &step.kernel {
-            Kernel::Linear(linear) => {
-                linear.epilogue.as_ref().map(|body| self.epilogue(index, body)).transpose()
-            }
+            Kernel::Linear(linear) => linear.epilogue.as_ref().map(|body| self.epilogue(body)).transpose(),
             _ => Ok(None),
         }
     }
@@ -94,7 +89,7 @@ impl<'a, M: Module> Codegen<'a, M> {
             }
             _ => {
                 let index = places.plan.table_index(storage).unwrap_or_default();
-                e.b.ins().load(I64, memory(), places.table, 8 * index as i32)
+                e.table_entry(places.table, index)
             }
         }
     }
@@ -140,33 +135,6 @@ impl<'a, M: Module> Codegen<'a, M> {
             }
         }
     }
-
-    /// The body of an epilogue: the loop over one tile.
-    pub(super) fn tile(
-        &mut self,
-        b: &mut FunctionBuilder<'_>,
-        frame: Value,
-        index: usize,
-        body: &Loop,
-        tile: [(Value, Value); 2],
-    ) {
-        let plan = self.plan;
-        let step = &plan.steps[index];
-        let dims = b.ins().load(I64, memory(), frame, offset_of!(Frame, dims) as i32);
-        let symbols = self.symbols.clone();
-        let mut e = Emit::new(b, dims, &symbols);
-        e.load_symbols(body.dims());
-        let places = Places::new(plan, &mut e, step.stage, frame);
-        let write = self.address(&mut e, &places, step.write);
-        // Access 0 is the product itself; the others are the last of the step's reads.
-        let own = body.reads.len() - 1;
-        let mut reads = vec![write];
-        for &buffer in &step.reads[step.reads.len() - own..] {
-            reads.push(self.address(&mut e, &places, buffer));
-        }
-        e.run_loop(body, &reads, write, &Extents::Tile(tile));
-        e.return_nothing();
-    }
 }
 
 impl<'a> Places<'a> {
@@ -181,6 +149,11 @@ impl<'a> Places<'a> {
 }
 
 impl Emit<'_, '_> {
+    /// The address at an index of a table.
+    pub(super) fn table_entry(&mut self, table: Value, index: usize) -> Value {
+        self.b.ins().load(I64, memory(), table, 8 * index as i32)
+    }
+
     pub(super) fn return_nothing(&mut self) {
         self.b.ins().return_(&[]);
     }

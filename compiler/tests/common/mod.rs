@@ -14,7 +14,7 @@ pub fn program(graph: &Graph, fuse: bool) -> Program {
     let plan = plan(graph, PlanOptions { fuse }).unwrap_or_else(|e| panic!("{e}"));
     engraft_compiler::plan::verify(&plan).unwrap_or_else(|e| panic!("{e:?}\n{plan}"));
     check_all(&plan).unwrap_or_else(|e| panic!("{e}\n{plan}"));
-    engraft_compiler::jit(&plan).unwrap_or_else(|e| panic!("{e}\n{plan}")).program
+    engraft_compiler::jit(&plan).unwrap_or_else(|e| panic!("{e}\n{plan}"))
 }
 
 /// The values of the parameters of one stage, as tensors.

@@ -147,6 +147,7 @@ unsafe extern "C" fn call(frame: *const Frame) -> u32 {
         gain: view.buffer(GAIN),
         bias: view.buffer(BIAS),
         y: view.buffer(Y),
+        epilogue_buffers: std::ptr::null(),
         epilogue: None,
     };
     // SAFETY: the runtime has checked the shapes and made room for the arena and the outputs.
