@@ -1,7 +1,7 @@
 //! Engraft: a graph IR and compiler for adapter architectures (LoRA, DoRA and their relatives) on CPUs.
 //!
 //! This crate is the facade: it gathers the four crates that do the work and adds [`snapshot`], the texts that tests of
-//! a graph's lowering compare. The way from a graph to numbers:
+//! a graph's lowering compare, and [`pretrained`], what whole models need around their graphs. The way from a graph to numbers:
 //!
 //! ```
 //! use engraft::prelude::*;
@@ -30,6 +30,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod pretrained;
 pub mod snapshot;
 
 #[doc(inline)]

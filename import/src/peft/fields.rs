@@ -14,7 +14,7 @@ pub(super) fn value_error(field: &str, found: &impl fmt::Display, expected: &'st
 
 /// The value of a field. An object keeps its order, which matters in `rank_pattern` and `alpha_pattern`.
 #[derive(Clone, Debug)]
-pub(super) enum Field {
+pub(crate) enum Field {
     Plain(Json),
     Object(Vec<(String, Json)>),
 }
@@ -26,7 +26,7 @@ impl Field {
     }
 
     /// Whether it is null, false or empty.
-    pub(super) fn is_nothing(&self) -> bool {
+    pub(crate) fn is_nothing(&self) -> bool {
         match self {
             Self::Plain(Json::String(text)) => text.is_empty(),
             Self::Plain(Json::Array(list)) => list.is_empty(),
@@ -47,14 +47,14 @@ impl fmt::Display for Field {
 
 /// The fields of the object, in order, each at most once.
 #[derive(Debug)]
-pub(super) struct Fields(Vec<(String, Field)>);
+pub(crate) struct Fields(Vec<(String, Field)>);
 
 impl Fields {
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Field)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Field)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&Field> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Field> {
         self.0.iter().find(|(field, _)| field == name).map(|(_, value)| value)
     }
 

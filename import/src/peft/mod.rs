@@ -9,7 +9,7 @@ mod adapter;
 mod arithmetic;
 mod attach;
 mod config;
-mod fields;
+pub(crate) mod fields;
 mod modules;
 mod replaced;
 mod select;
