@@ -74,7 +74,8 @@ impl GraphBuilder {
     /// that output.
     #[track_caller]
     pub fn carried(&self, name: &str, dtype: DType, shape: Shape) -> Tensor<'_> {
-        self.add_named(name, Input { dtype, shape, carries: Some(name.to_owned()) }, &[])
+        let output = format!("{}{name}", self.state.borrow().scope);
+        self.add_named(name, Input { dtype, shape, carries: Some(output) }, &[])
     }
 
     /// Appends `new` to a [`carried`](Self::carried) value along axis 0, for this call and those to come.
