@@ -18,10 +18,15 @@
 mod bert;
 mod blocks;
 mod config;
+mod decoder;
 mod directory;
 mod encoder;
+mod gpt2;
 mod inputs;
+mod llama;
+mod qwen2;
 mod roberta;
+mod rope;
 mod tensors;
 
 pub use config::ConfigError;
@@ -43,7 +48,13 @@ use tensors::Naming;
 type Read = fn(&Config<'_>) -> Result<Box<dyn Model>, ConfigError>;
 
 /// The architectures, by the `model_type` of their configs.
-const ARCHITECTURES: &[(&str, Read)] = &[("bert", bert::read), ("roberta", roberta::read)];
+const ARCHITECTURES: &[(&str, Read)] = &[
+    ("bert", bert::read),
+    ("gpt2", gpt2::read),
+    ("llama", llama::read),
+    ("qwen2", qwen2::read),
+    ("roberta", roberta::read),
+];
 
 /// A model whose config has been read.
 trait Model: fmt::Debug + Send + Sync {

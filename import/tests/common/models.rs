@@ -8,7 +8,7 @@ use engraft_ir::eval::{Values, eval};
 use engraft_ir::value::Value;
 use engraft_ir::{Graph, Op, verify};
 use engraft_runtime::{Tensor, Weights};
-use ndarray::{ArrayD, IxDyn};
+use ndarray::{ArrayD, Axis, IxDyn};
 use serde_json::Value as Json;
 use std::path::{Path, PathBuf};
 
@@ -103,6 +103,20 @@ impl Recorded {
         eval(graph, &all).unwrap()
     }
 
+    /// Recorded ids, or a mask.
+    pub fn ids(&self, name: &str) -> ArrayD<i64> {
+        self.io[name].as_int().unwrap().clone()
+    }
+
+    /// Of an output `[batch, seq, width]` the tokens that the mask does not hide.
+    pub fn visible(&self, output: &ArrayD<f64>) -> ArrayD<f64> {
+        let mask = self.ids("attention_mask");
+        let tokens: Vec<usize> = mask.iter().enumerate().filter(|(_, m)| **m != 0).map(|(i, _)| i).collect();
+        let width = output.shape()[2];
+        let flat = output.to_shape((mask.len(), width)).unwrap();
+        flat.select(Axis(0), &tokens).into_dyn()
+    }
+
     /// Requires the recorded output `name`.
     #[track_caller]
     pub fn check(&self, adapter: Option<&PeftAdapter>, name: &str) {
@@ -130,4 +144,17 @@ impl Recorded {
 /// Ids, or a mask.
 pub fn ids(rows: &[&[i64]]) -> Tensor {
     Tensor::i64(&[rows.len(), rows[0].len()], rows.concat()).unwrap()
+}
+
+/// A small config of an architecture, with one layer.
+pub fn config(model_type: &str) -> Json {
+    match model_type {
+        "gpt2" => serde_json::json!({
+            "model_type": "gpt2", "vocab_size": 31, "n_embd": 16, "n_layer": 1, "n_head": 4, "n_positions": 12,
+        }),
+        _ => serde_json::json!({
+            "model_type": model_type, "vocab_size": 31, "hidden_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "intermediate_size": 24, "max_position_embeddings": 12,
+        }),
+    }
 }
