@@ -52,7 +52,7 @@ fn bert_with_several_adapters() {
     for name in ["__base__", "a", "b", "c"] {
         let adapter =
             (name != "__base__").then(|| PeftAdapter::open(directory.join("adapters").join(name)).unwrap());
-        let ours = case.run(adapter.as_ref(), &case.given, &ALL);
+        let ours = case.run(adapter.as_ref(), &case.given, ALL);
         let chosen: Vec<usize> = (0..rows.len()).filter(|&row| rows[row] == name).collect();
         let select = |all: &ArrayD<f64>| all.select(Axis(0), &chosen);
         case.assert_agree(&select(&ours), &select(theirs.as_real().unwrap()));
@@ -81,7 +81,7 @@ fn data_of_models() -> std::path::PathBuf {
 /// Requires agreement at the tokens that the mask does not hide, of rows padded behind, in front and on both sides.
 fn check_saved(name: &str) -> Recorded {
     let case = saved(name);
-    let ours = case.run(None, &case.given, &ALL);
+    let ours = case.run(None, &case.given, ALL);
     case.assert_agree(&case.visible(&ours), &case.visible(case.io["y"].as_real().unwrap()));
     case
 }
@@ -89,6 +89,11 @@ fn check_saved(name: &str) -> Recorded {
 #[test]
 fn roberta() {
     check_saved("roberta");
+}
+
+#[test]
+fn xlm_roberta() {
+    check_saved("xlm_roberta");
 }
 
 /// The second layer's window is three keys.
@@ -101,7 +106,7 @@ fn qwen2_with_a_window_and_tied_embeddings() {
 }
 
 fn attentions(case: &Recorded) -> Vec<engraft_ir::ops::Attention> {
-    let graph = case.architecture.graph(&ALL).unwrap();
+    let graph = case.architecture.graph(ALL).unwrap();
     let attention = |id| match graph.node(id).op() {
         Op::Attention(attention) => Some(*attention),
         _ => None,
@@ -142,7 +147,7 @@ fn frequencies_are_those_of_transformers() {
         let mut config = common::models::config("llama");
         config["head_dim"] = 128.into();
         config["rope_parameters"] = scaling;
-        let graph = Architecture::from_config(config.as_object().unwrap()).unwrap().graph(&ALL).unwrap();
+        let graph = Architecture::from_config(config.as_object().unwrap()).unwrap().graph(ALL).unwrap();
         let Op::Constant(constant) = graph.node(graph.find("rope.frequencies").unwrap()).op() else {
             panic!()
         };
@@ -153,6 +158,25 @@ fn frequencies_are_those_of_transformers() {
             assert!((ours - theirs).abs() <= 2.5e-7 * theirs, "{name}: {ours}, expected {theirs}");
         }
     }
+}
+
+/// Each name of an activation means in the graph what it means to transformers.
+#[test]
+fn activations_are_those_of_transformers() {
+    let recorded = read_weights(data_of_models().join("activations.safetensors")).unwrap();
+    let x = recorded.get("x").unwrap().as_f32().unwrap();
+    for (name, theirs) in recorded.iter().filter(|(name, _)| *name != "x") {
+        let mut config = common::models::config("bert");
+        config["hidden_act"] = name.into();
+        let graph = Architecture::from_config(config.as_object().unwrap()).unwrap().graph(ALL).unwrap();
+        let dense = graph.find("encoder.layer.0.intermediate.dense").unwrap();
+        let Op::Unary(ours) = graph.node(graph.users(dense)[0].0).op() else { panic!() };
+        for (&x, &theirs) in x.iter().zip(theirs.as_f32().unwrap()) {
+            let (ours, theirs) = (ours.apply(f64::from(x)), f64::from(theirs));
+            assert!((ours - theirs).abs() <= 2e-6, "{name}({x}): {ours}, expected {theirs}");
+        }
+    }
+    assert_eq!(recorded.len(), 13);
 }
 
 /// `rows` padded with `front` and `behind` hidden tokens.
@@ -173,9 +197,9 @@ fn padding_changes_nothing() {
     for (case, pad) in cases.iter().map(|name| (saved(name), 1)).chain([(bert, 0)]) {
         let mut bare = Weights::new();
         bare.insert("input_ids", padded(&rows, 0, 0, pad).get("input_ids").unwrap().clone());
-        let expected = case.run(None, &bare, &ALL);
+        let expected = case.run(None, &bare, ALL);
         for (front, behind) in [(0, 0), (3, 0), (0, 3), (2, 4), (7, 0), (0, 7)] {
-            let ours = case.run(None, &padded(&rows, front, behind, pad), &ALL);
+            let ours = case.run(None, &padded(&rows, front, behind, pad), ALL);
             let ours = ours.slice_axis(Axis(1), (front..front + 5).into());
             let difference = (&ours - &expected).iter().fold(0.0_f64, |most, d| most.max(d.abs()));
             assert!(difference <= 1e-5, "{:?}, {front} and {behind}: {difference}", case.architecture.name());
@@ -188,7 +212,7 @@ fn padding_changes_nothing() {
 fn two_calls_are_one() {
     for name in ["qwen2_window", "llama3_sharded_bf16", "gpt2_by_layer"] {
         let case = saved(name);
-        let (graph, params) = case.prepare(None, &ALL);
+        let (graph, params) = case.prepare(None, ALL);
         let (all, mask) = (case.ids("input_ids"), case.ids("attention_mask"));
         // Rows that end in a token that can be seen: 0 and 2.
         let rows = [0, 2];
@@ -199,9 +223,9 @@ fn two_calls_are_one() {
             };
             Weights::from_iter([("input_ids", cut(&all, from..to)), ("attention_mask", cut(&mask, 0..to))])
         };
-        let whole = case.call(&graph, &params, &part(0, 9), &ALL, &Values::new());
-        let first = case.call(&graph, &params, &part(0, 6), &ALL, &Values::new());
-        let second = case.call(&graph, &params, &part(6, 9), &ALL, &first);
+        let whole = case.call(&graph, &params, &part(0, 9), ALL, &Values::new());
+        let first = case.call(&graph, &params, &part(0, 6), ALL, &Values::new());
+        let second = case.call(&graph, &params, &part(6, 9), ALL, &first);
         let logits = |values: &Values| values["logits"].as_real().unwrap().clone();
         let both = concatenate(Axis(1), &[logits(&first).view(), logits(&second).view()]).unwrap();
         case.assert_agree(&both, &logits(&whole));
@@ -219,8 +243,8 @@ fn two_calls_are_one() {
 fn last_logits_are_among_all() {
     for name in ["qwen2_window", "gpt2_by_layer"] {
         let case = saved(name);
-        let all = case.run(None, &case.given, &ALL);
-        let last = case.run(None, &case.given, &LAST);
+        let all = case.run(None, &case.given, ALL);
+        let last = case.run(None, &case.given, LAST);
         assert_eq!(last.shape(), [4, 1, 31]);
         for (row, token) in [(0, 8), (1, 5), (2, 8), (3, 6)] {
             let expected = all.index_axis(Axis(0), row).index_axis(Axis(0), token).to_owned().into_dyn();
@@ -235,7 +259,7 @@ fn graphs() {
     for name in ["bert", "llama"] {
         let config = common::models::config(name);
         let architecture = Architecture::from_config(config.as_object().unwrap()).unwrap();
-        insta::assert_snapshot!(name, text::print(&architecture.graph(&ALL).unwrap()));
+        insta::assert_snapshot!(name, text::print(&architecture.graph(ALL).unwrap()));
     }
 }
 
@@ -252,7 +276,7 @@ fn what_an_architecture_says_of_itself() {
     assert_eq!(told("gpt2"), (Kind::Decoder, 31, 16, 12));
     assert_eq!(told("llama"), (Kind::Decoder, 31, 16, 12));
     assert_eq!(told("qwen2"), (Kind::Decoder, 31, 16, 12));
-    assert_eq!(Architecture::supported().count(), 5);
+    assert_eq!(Architecture::supported().count(), 6);
 }
 
 /// Old names, wrappers, buffers and heads: the tensors of files as they are on the hub come out under the graph's names.
@@ -309,7 +333,7 @@ fn inputs_are_filled() {
         ("input_ids", ids(&[&[1, 1, 7, 8, 9], &[5, 6, 7, 1, 1]])),
         ("attention_mask", ids(&[&[0, 0, 1, 1, 1], &[1, 1, 1, 0, 0]])),
     ]);
-    let filled = |name: &str, given: &Weights, past: usize, options: &GraphOptions| {
+    let filled = |name: &str, given: &Weights, past: usize, options: GraphOptions| {
         let config = common::models::config(name);
         let it = Architecture::from_config(config.as_object().unwrap()).unwrap();
         let filled = it.fill_inputs(given, past, options).unwrap();
@@ -318,24 +342,24 @@ fn inputs_are_filled() {
     let is =
         |values: &Values, name: &str, rows: &[&[i64]]| assert_eq!(values[name], value(&ids(rows)), "{name}");
 
-    let bert = filled("bert", &given, 0, &LAST);
+    let bert = filled("bert", &given, 0, LAST);
     assert_eq!(bert.len(), 4);
     is(&bert, "position_ids", &[&[0, 0, 0, 1, 2], &[0, 1, 2, 3, 4]]);
     is(&bert, "token_type_ids", &[&[0; 5], &[0; 5]]);
     is(&bert, "attention_mask", &[&[0, 0, 1, 1, 1], &[1, 1, 1, 0, 0]]);
     // padding_idx is 1; padding has its position.
-    is(&filled("roberta", &given, 0, &ALL), "position_ids", &[&[1, 1, 2, 3, 4], &[2, 3, 4, 1, 1]]);
+    is(&filled("roberta", &given, 0, ALL), "position_ids", &[&[1, 1, 2, 3, 4], &[2, 3, 4, 1, 1]]);
 
-    let llama = filled("llama", &given, 0, &LAST);
+    let llama = filled("llama", &given, 0, LAST);
     assert_eq!(llama.len(), 4);
     is(&llama, "last_tokens", &[&[4], &[7]]);
     let mut next = Weights::from_iter([("input_ids", ids(&[&[3], &[4]]))]);
-    let llama = filled("llama", &next, 5, &ALL);
+    let llama = filled("llama", &next, 5, ALL);
     assert_eq!(llama.len(), 3);
     is(&llama, "position_ids", &[&[5], &[5]]);
     is(&llama, "attention_mask", &[&[1; 6], &[1; 6]]);
     next.insert("attention_mask", ids(&[&[0, 0, 1, 1, 1, 1], &[1; 6]]));
-    is(&filled("llama", &next, 5, &ALL), "position_ids", &[&[3], &[5]]);
+    is(&filled("llama", &next, 5, ALL), "position_ids", &[&[3], &[5]]);
     next.insert("position_ids", Tensor::i32(&[2, 1], vec![7, 2]).unwrap());
-    is(&filled("llama", &next, 5, &ALL), "position_ids", &[&[7], &[2]]);
+    is(&filled("llama", &next, 5, ALL), "position_ids", &[&[7], &[2]]);
 }

@@ -37,7 +37,7 @@ impl Model for Bert {
         }
     }
 
-    fn build(&self, g: &GraphBuilder, _: &GraphOptions) {
+    fn build(&self, g: &GraphBuilder, _: GraphOptions) {
         self.0.build(g);
     }
 }

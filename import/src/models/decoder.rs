@@ -99,7 +99,7 @@ impl Decoder {
         }
     }
 
-    pub(super) fn build(&self, g: &GraphBuilder, options: &GraphOptions) {
+    pub(super) fn build(&self, g: &GraphBuilder, options: GraphOptions) {
         let [ids, positions, mask] = inputs(g);
         let angles = self.rope.angles(positions);
         let mut x = embedding(ids, "model.embed_tokens", self.vocab, self.hidden);
@@ -162,7 +162,7 @@ pub(super) fn inputs(g: &GraphBuilder) -> [Tensor<'_>; 3] {
 }
 
 /// The logits of the last layer's states, with a weight of their own, `lm_head.weight`, or one they share.
-pub(super) fn logits(x: Tensor<'_>, vocab: usize, tied: Option<&str>, options: &GraphOptions) {
+pub(super) fn logits(x: Tensor<'_>, vocab: usize, tied: Option<&str>, options: GraphOptions) {
     let g = x.builder();
     let x = match options.logits {
         Logits::All => x,

@@ -1,4 +1,4 @@
-//! The encoder of BERT (Devlin et al., 2018), which RoBERTa (Liu et al., 2019) shares: the fields of its config and its
+//! The encoder of BERT (Devlin et al., 2018), which `RoBERTa` (Liu et al., 2019) shares: the fields of its config and its
 //! graph. What differs between the two stands in their own files.
 
 use super::blocks::{activation, head_width, layer_norm};

@@ -84,7 +84,7 @@ impl Model for Gpt2 {
         }
     }
 
-    fn build(&self, g: &GraphBuilder, options: &GraphOptions) {
+    fn build(&self, g: &GraphBuilder, options: GraphOptions) {
         let [ids, positions, mask] = inputs(g);
         let tokens = embedding(ids, "transformer.wte", self.vocab, self.hidden);
         let mut x = tokens + embedding(positions, "transformer.wpe", self.context, self.hidden);

@@ -124,7 +124,7 @@ pub(super) fn fill(
     model: &Description,
     given: &Weights,
     past: usize,
-    options: &GraphOptions,
+    options: GraphOptions,
 ) -> Result<Vec<(&'static str, Tensor)>, InputError> {
     let mut names = vec![INPUT_IDS, ATTENTION_MASK, POSITION_IDS];
     names.extend(model.token_types.map(|_| TOKEN_TYPE_IDS));

@@ -23,7 +23,7 @@ impl Model for Llama {
         self.0.description()
     }
 
-    fn build(&self, g: &GraphBuilder, options: &GraphOptions) {
+    fn build(&self, g: &GraphBuilder, options: GraphOptions) {
         self.0.build(g, options);
     }
 }

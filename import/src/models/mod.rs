@@ -8,10 +8,10 @@
 //! use engraft_import::models::{GraphOptions, ModelDirectory};
 //! use engraft_runtime::{Tensor, Weights};
 //! let model = ModelDirectory::open("all-MiniLM-L6-v2")?;
-//! let graph = model.architecture().graph(&GraphOptions::default())?;
+//! let graph = model.architecture().graph(GraphOptions::default())?;
 //! let ids = Tensor::i64(&[1, 4], vec![101, 7592, 2088, 102])?;
 //! let given = Weights::from_iter([("input_ids", ids)]);
-//! let inputs = model.architecture().fill_inputs(&given, 0, &GraphOptions::default())?; // the mask, the positions, the token types
+//! let inputs = model.architecture().fill_inputs(&given, 0, GraphOptions::default())?; // the mask, the positions, the token types
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -54,6 +54,7 @@ const ARCHITECTURES: &[(&str, Read)] = &[
     ("llama", llama::read),
     ("qwen2", qwen2::read),
     ("roberta", roberta::read),
+    ("xlm-roberta", roberta::read),
 ];
 
 /// A model whose config has been read.
@@ -62,7 +63,7 @@ trait Model: fmt::Debug + Send + Sync {
     fn description(&self) -> Description;
 
     /// Builds its graph.
-    fn build(&self, g: &GraphBuilder, options: &GraphOptions);
+    fn build(&self, g: &GraphBuilder, options: GraphOptions);
 }
 
 /// What there is to know of a model without its graph.
@@ -188,7 +189,7 @@ impl Architecture {
     ///
     /// # Errors
     /// The config's sizes make no graph, for instance because it would be too large.
-    pub fn graph(&self, options: &GraphOptions) -> Result<Graph, BuildErrors> {
+    pub fn graph(&self, options: GraphOptions) -> Result<Graph, BuildErrors> {
         let g = GraphBuilder::new(self.name);
         self.model.build(&g, options);
         g.finish()
@@ -199,7 +200,7 @@ impl Architecture {
     /// # Errors
     /// A tensor is unknown, missing, twice there or misshapen, or contradicts the one it is tied to.
     pub fn normalise(&self, weights: &Weights) -> Result<Normalised, TensorsError> {
-        let graph = self.graph(&GraphOptions::default())?;
+        let graph = self.graph(GraphOptions::default())?;
         tensors::normalise(&graph, &self.model.description().naming, weights)
     }
 
@@ -234,7 +235,7 @@ impl Architecture {
         &self,
         given: &Weights,
         past: usize,
-        options: &GraphOptions,
+        options: GraphOptions,
     ) -> Result<Vec<(&'static str, Tensor)>, InputError> {
         inputs::fill(&self.model.description(), given, past, options)
     }

@@ -53,7 +53,7 @@ impl Model for Qwen2 {
         self.0.description()
     }
 
-    fn build(&self, g: &GraphBuilder, options: &GraphOptions) {
+    fn build(&self, g: &GraphBuilder, options: GraphOptions) {
         self.0.build(g, options);
     }
 }

@@ -1,4 +1,4 @@
-//! RoBERTa (Liu et al., 2019) as an encoder: BERT's, whose positions begin behind that of the padding.
+//! `RoBERTa` (Liu et al., 2019) as an encoder: BERT's, whose positions begin behind that of the padding.
 
 use super::config::{Config, ConfigError};
 use super::encoder::{Encoder, IGNORED, LEFT_OUT, RENAMED};
@@ -7,14 +7,15 @@ use super::tensors::Naming;
 use super::{Description, GraphOptions, Kind, Model};
 use engraft_ir::GraphBuilder;
 
-/// Reads the config of a RoBERTa.
+/// Reads the config of a `RoBERTa`.
 pub(super) fn read(config: &Config<'_>) -> Result<Box<dyn Model>, ConfigError> {
     let encoder = Encoder::read(config)?;
-    // The tables must have a row for the padding, and one behind it for a first token.
-    let most = encoder.vocab.min(encoder.positions.saturating_sub(1)).saturating_sub(1);
-    let padding = config.integer("pad_token_id", 0, most as u64)?.unwrap_or(1);
-    if padding > most {
-        return Err(config.value("pad_token_id", format!("an integer from 0 to {most}")));
+    let padding = config.integer("pad_token_id", 0, encoder.vocab as u64 - 1)?.unwrap_or(1);
+    // The first token stands behind the padding's own position.
+    if encoder.positions < padding + 2 {
+        return Err(
+            config.value("max_position_embeddings", format!("more than {}, `pad_token_id` + 1", padding + 1))
+        );
     }
     config.finish_model(IGNORED)?;
     Ok(Box::new(Roberta { encoder, padding }))
@@ -47,7 +48,7 @@ impl Model for Roberta {
         }
     }
 
-    fn build(&self, g: &GraphBuilder, _: &GraphOptions) {
+    fn build(&self, g: &GraphBuilder, _: GraphOptions) {
         self.encoder.build(g);
     }
 }

@@ -103,8 +103,7 @@ impl Rope {
 /// Refuses to rotate a part of each head only.
 fn whole(config: &Config<'_>) -> Result<(), ConfigError> {
     match config.optional_number("partial_rotary_factor")? {
-        None => Ok(()),
-        Some(1.0) => Ok(()),
+        None | Some(1.0) => Ok(()),
         Some(_) => {
             Err(config.unsupported("partial_rotary_factor", "a part of each head is rotated; supported is 1"))
         }

@@ -52,7 +52,7 @@ impl Recorded {
     }
 
     /// The output without a past.
-    pub fn run(&self, adapter: Option<&PeftAdapter>, given: &Weights, options: &GraphOptions) -> ArrayD<f64> {
+    pub fn run(&self, adapter: Option<&PeftAdapter>, given: &Weights, options: GraphOptions) -> ArrayD<f64> {
         let (graph, all) = self.prepare(adapter, options);
         self.call(&graph, &all, given, options, &Values::new())[self.output()].as_real().unwrap().clone()
     }
@@ -66,7 +66,7 @@ impl Recorded {
     }
 
     /// The graph and the values of its parameters.
-    pub fn prepare(&self, adapter: Option<&PeftAdapter>, options: &GraphOptions) -> (Graph, Values) {
+    pub fn prepare(&self, adapter: Option<&PeftAdapter>, options: GraphOptions) -> (Graph, Values) {
         let graph = self.architecture.graph(options).unwrap();
         assert!(verify(&graph).is_ok());
         let mut all = values(&self.weights);
@@ -83,7 +83,7 @@ impl Recorded {
         graph: &Graph,
         params: &Values,
         given: &Weights,
-        options: &GraphOptions,
+        options: GraphOptions,
         carried: &Values,
     ) -> Values {
         let batch = given.get("input_ids").unwrap().shape()[0];
@@ -120,7 +120,7 @@ impl Recorded {
     /// Requires the recorded output `name`.
     #[track_caller]
     pub fn check(&self, adapter: Option<&PeftAdapter>, name: &str) {
-        let ours = self.run(adapter, &self.given, &GraphOptions::default());
+        let ours = self.run(adapter, &self.given, GraphOptions::default());
         self.assert_agree(&ours, self.io[name].as_real().unwrap());
     }
 

@@ -8,7 +8,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-from transformers import Qwen2Config, Qwen2ForCausalLM, RobertaConfig, RobertaModel
+from transformers import Qwen2Config, Qwen2ForCausalLM, RobertaConfig, RobertaModel, XLMRobertaConfig, XLMRobertaModel
 
 HERE = pathlib.Path(__file__).parent
 SIZES = dict(vocab_size=31, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24)
@@ -58,12 +58,12 @@ def record(name, model, dtype=torch.float32, shard="1GB", pad=0):
     model = type(model).from_pretrained(directory, dtype=torch.float32, **EAGER).eval()
     ids, mask = rows(model.config.vocab_size, pad)
     given = dict(input_ids=ids, attention_mask=mask)
-    if not isinstance(model, RobertaModel):
+    if not isinstance(model, (RobertaModel, XLMRobertaModel)):
         # As `generate` numbers tokens behind padding.
         given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
         out = model(**given)
-    y = out.last_hidden_state if isinstance(model, RobertaModel) else out.logits
+    y = out.last_hidden_state if isinstance(model, (RobertaModel, XLMRobertaModel)) else out.logits
     save_file(dict(input_ids=ids, attention_mask=mask, y=y.contiguous()), directory / "io.safetensors")
     return directory
 
@@ -71,6 +71,8 @@ def record(name, model, dtype=torch.float32, shard="1GB", pad=0):
 def main():
     record("roberta", RobertaModel(RobertaConfig(**SIZES, **EAGER, max_position_embeddings=12, type_vocab_size=1,
                                                  hidden_act="gelu_new", layer_norm_eps=1e-5)), pad=1)
+    record("xlm_roberta", XLMRobertaModel(XLMRobertaConfig(**SIZES, **EAGER, max_position_embeddings=12,
+                                                           type_vocab_size=1, layer_norm_eps=1e-5)), pad=1)
     record("qwen2_window", Qwen2ForCausalLM(Qwen2Config(**SIZES, **EAGER, num_key_value_heads=2, use_sliding_window=True,
                                                         sliding_window=3, max_window_layers=1, tie_word_embeddings=True,
                                                         max_position_embeddings=32)))
@@ -106,6 +108,12 @@ def main():
         embedding = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
         frequencies[name] = embedding.inv_freq.contiguous()
     save_file(frequencies, HERE / "rope.safetensors")
+    # The activations by their names in configs.
+    x = torch.linspace(-6, 6, 49)
+    names = ["gelu", "gelu_python", "gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate", "relu",
+             "silu", "swish", "tanh", "sigmoid"]
+    values = {name: transformers.activations.ACT2FN[name](x).contiguous() for name in names}
+    save_file(dict(x=x, **values), HERE / "activations.safetensors")
     versions = dict(torch=torch.__version__.split("+")[0], transformers=transformers.__version__)
     (HERE / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
 
