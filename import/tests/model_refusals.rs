@@ -47,6 +47,7 @@ fn configs_of_real_models_are_read() {
         ("Llama-3.1-8B-Instruct", 131_072),
         ("Llama-3.2-1B", 131_072),
         ("SmolLM2-135M-Instruct", 8192),
+        ("Mistral-7B-v0.1", 32_768),
         ("Qwen2-0.5B", 131_072),
         ("Qwen2.5-0.5B", 32_768),
         ("Qwen2.5-7B-Instruct", 32_768),
@@ -70,7 +71,10 @@ fn configs_of_real_models_are_read() {
 fn architectures_that_are_not_supported_are_refused_by_name() {
     for found in [json!("t5"), json!(""), json!(7), json!("Bert")] {
         let error = read(&json!({"model_type": found})).unwrap_err();
-        assert_contains(&error, &["`model_type`", &found.to_string(), "bert, gpt2, llama, qwen2, roberta"]);
+        assert_contains(
+            &error,
+            &["`model_type`", &found.to_string(), "bert, gpt2, llama, mistral, qwen2, roberta, xlm-roberta"],
+        );
     }
     assert_eq!(read(&json!({})).unwrap_err(), "`model_type` is missing");
     assert_eq!(read(&json!({"model_type": null})).unwrap_err(), "`model_type` is missing");
@@ -173,6 +177,20 @@ fn wrong_values_are_refused_with_what_was_expected() {
         config.as_object_mut().unwrap().remove(field);
         assert_eq!(read(&config).unwrap_err(), format!("`{field}` is missing"));
     }
+}
+
+/// What transformers takes for an absent field is not what Llama has.
+#[test]
+fn fields_of_mistral_must_be_there() {
+    let error = |fields: &[&str]| {
+        let mut config = config("mistral");
+        for field in fields {
+            config[*field] = json!(null);
+        }
+        read(&config).map(|_| ()).unwrap_err()
+    };
+    assert_eq!(error(&[]), "`num_key_value_heads` is missing");
+    assert_eq!(error(&["num_key_value_heads"]), "`sliding_window` is missing");
 }
 
 #[test]

@@ -105,6 +105,13 @@ fn qwen2_with_a_window_and_tied_embeddings() {
     assert!(case.weights.get("lm_head.weight").is_none());
 }
 
+/// Each layer's window is three keys.
+#[test]
+fn mistral_with_a_window() {
+    let case = check_saved("mistral");
+    assert!(attentions(&case).iter().all(|attention| attention.window == Some(3)));
+}
+
 fn attentions(case: &Recorded) -> Vec<engraft_ir::ops::Attention> {
     let graph = case.architecture.graph(ALL).unwrap();
     let attention = |id| match graph.node(id).op() {
@@ -192,7 +199,8 @@ fn padded(rows: &[Vec<i64>], front: usize, behind: usize, pad: i64) -> Weights {
 #[test]
 fn padding_changes_nothing() {
     let rows: [Vec<i64>; 2] = [vec![5, 9, 17, 3, 8], vec![4, 4, 21, 7, 11]];
-    let cases = ["roberta", "qwen2_window", "llama3_sharded_bf16", "llama_linear_f16", "gpt2_by_layer"];
+    let cases =
+        ["roberta", "mistral", "qwen2_window", "llama3_sharded_bf16", "llama_linear_f16", "gpt2_by_layer"];
     let bert = Recorded::open(data("peft").join("bert_dora"));
     for (case, pad) in cases.iter().map(|name| (saved(name), 1)).chain([(bert, 0)]) {
         let mut bare = Weights::new();
@@ -276,7 +284,7 @@ fn what_an_architecture_says_of_itself() {
     assert_eq!(told("gpt2"), (Kind::Decoder, 31, 16, 12));
     assert_eq!(told("llama"), (Kind::Decoder, 31, 16, 12));
     assert_eq!(told("qwen2"), (Kind::Decoder, 31, 16, 12));
-    assert_eq!(Architecture::supported().count(), 6);
+    assert_eq!(Architecture::supported().count(), 7);
 }
 
 /// Old names, wrappers, buffers and heads: the tensors of files as they are on the hub come out under the graph's names.
@@ -362,4 +370,14 @@ fn inputs_are_filled() {
     is(&filled("llama", &next, 5, ALL), "position_ids", &[&[3], &[5]]);
     next.insert("position_ids", Tensor::i32(&[2, 1], vec![7, 2]).unwrap());
     is(&filled("llama", &next, 5, ALL), "position_ids", &[&[7], &[2]]);
+}
+
+/// The page that says how a model is added shows one as it is, and the line of the table.
+#[test]
+fn the_page_is_true() {
+    let page = include_str!("../../docs/add-a-model.md");
+    let blocks: Vec<&str> =
+        page.split("```rust,ignore\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(blocks[0], include_str!("../src/models/mistral.rs"));
+    assert!(include_str!("../src/models/mod.rs").contains(blocks[1]));
 }

@@ -187,6 +187,11 @@ impl<'a> Config<'a> {
         self.map.get(field).filter(|value| !value.is_null())
     }
 
+    /// Whether a field is there, if only as null.
+    pub(super) fn has(&self, field: &str) -> bool {
+        self.map.contains_key(field)
+    }
+
     /// Whether a field is there and null.
     pub(super) fn is_null(&self, field: &str) -> bool {
         self.map.get(field).is_some_and(Json::is_null)

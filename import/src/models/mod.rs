@@ -1,7 +1,7 @@
 //! Models of Hugging Face: from a directory, or from a config and tensors that came from elsewhere, to a graph, its
 //! parameters and its inputs. Knows nothing about tokenizers, pooling and sampling.
 //!
-//! An architecture is one file and one line in [`ARCHITECTURES`]; it says what its config means, which tensors there are,
+//! An architecture is one file and one line in the table below; it says what its config means, which tensors there are,
 //! and how the graph is built, with the public builder only.
 //!
 //! ```no_run
@@ -24,6 +24,7 @@ mod encoder;
 mod gpt2;
 mod inputs;
 mod llama;
+mod mistral;
 mod qwen2;
 mod roberta;
 mod rope;
@@ -52,6 +53,7 @@ const ARCHITECTURES: &[(&str, Read)] = &[
     ("bert", bert::read),
     ("gpt2", gpt2::read),
     ("llama", llama::read),
+    ("mistral", mistral::read),
     ("qwen2", qwen2::read),
     ("roberta", roberta::read),
     ("xlm-roberta", roberta::read),

@@ -70,7 +70,7 @@ impl GraphBuilder {
     }
 
     /// A value that the session keeps from call to call, along axis 0 of `shape`, a symbol: what the output of the same
-    /// name was in the last call, and empty before the first. See [`Input::carries`]; [`append`](Self::append) makes
+    /// full name was in the last call, and empty before the first. See [`Input::carries`]; [`append`](Self::append) makes
     /// that output.
     #[track_caller]
     pub fn carried(&self, name: &str, dtype: DType, shape: Shape) -> Tensor<'_> {

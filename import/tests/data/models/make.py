@@ -7,7 +7,7 @@ import pathlib
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers import Qwen2Config, Qwen2ForCausalLM, RobertaConfig, RobertaModel, XLMRobertaConfig, XLMRobertaModel
 
 HERE = pathlib.Path(__file__).parent
@@ -76,6 +76,8 @@ def main():
     record("qwen2_window", Qwen2ForCausalLM(Qwen2Config(**SIZES, **EAGER, num_key_value_heads=2, use_sliding_window=True,
                                                         sliding_window=3, max_window_layers=1, tie_word_embeddings=True,
                                                         max_position_embeddings=32)))
+    record("mistral", MistralForCausalLM(MistralConfig(**SIZES, **EAGER, num_key_value_heads=2, sliding_window=3,
+                                                       max_position_embeddings=32)))
     llama3 = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                   original_max_position_embeddings=64)
     record("llama3_sharded_bf16", LlamaForCausalLM(LlamaConfig(**SIZES, **EAGER, num_key_value_heads=1, head_dim=16,
