@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod gguf;
+mod json;
+pub mod models;
 pub mod peft;
 pub mod safetensors;
 pub mod sentence;

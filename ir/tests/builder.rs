@@ -254,3 +254,16 @@ fn a_layer_of_ones_own_reports_its_errors_as_the_ops_do() {
         format!("ir/tests/builder.rs:{line}:20: `own`: p is 2, expected 0 to 1")
     );
 }
+
+/// Under a block, too, a carried input carries the output that `append` makes.
+#[test]
+fn a_carried_input_in_a_block_carries_the_output_of_its_full_name() {
+    let g = GraphBuilder::new("g");
+    let new = g.input("new", F32, dims!["n", 2]);
+    let all = g.block("layer", || g.append(g.carried("keys", F32, dims!["past", 2]), new));
+    g.output("sum", all.sum(&[0]));
+    let graph = g.finish().unwrap();
+    assert_eq!(graph.outputs()[0].name, "layer.keys");
+    let keys = graph.node(graph.find("layer.keys").unwrap()).op();
+    assert!(matches!(keys, Op::Input(input) if input.carries.as_deref() == Some("layer.keys")));
+}

@@ -119,6 +119,11 @@ impl PeftAdapter {
         &self.tensors
     }
 
+    /// The same with other tensors, under the names of the base's modules.
+    pub(crate) fn with_tensors(&self, tensors: Weights) -> Self {
+        Self { tensors, ..self.clone() }
+    }
+
     pub(super) fn is_on_residual_base(&self) -> bool {
         self.residual_base
     }

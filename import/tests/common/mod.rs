@@ -2,6 +2,8 @@
 //! files to the reference interpreter.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its part")]
 
+pub mod models;
+
 use engraft_import::safetensors::read_weights;
 use engraft_ir::value::Value;
 use engraft_ir::{DType, Graph, GraphBuilder, Tensor as Node, dims, eval::Values, eval::eval};

@@ -70,11 +70,12 @@ impl GraphBuilder {
     }
 
     /// A value that the session keeps from call to call, along axis 0 of `shape`, a symbol: what the output of the same
-    /// name was in the last call, and empty before the first. See [`Input::carries`]; [`append`](Self::append) makes
+    /// full name was in the last call, and empty before the first. See [`Input::carries`]; [`append`](Self::append) makes
     /// that output.
     #[track_caller]
     pub fn carried(&self, name: &str, dtype: DType, shape: Shape) -> Tensor<'_> {
-        self.add_named(name, Input { dtype, shape, carries: Some(name.to_owned()) }, &[])
+        let output = format!("{}{name}", self.state.borrow().scope);
+        self.add_named(name, Input { dtype, shape, carries: Some(output) }, &[])
     }
 
     /// Appends `new` to a [`carried`](Self::carried) value along axis 0, for this call and those to come.
