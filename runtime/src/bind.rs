@@ -68,14 +68,12 @@ pub enum BindError {
         symbols: Vec<Bound>,
     },
     /// What a session carries doesn't fit what is passed: another batch, for instance.
-    #[error("`{name}` is carried with shape {found:?}, but this call needs {expected}{}", here(.concrete, .symbols))]
+    #[error("`{name}` is carried with shape {found:?}, but this call needs {expected}{}", with(.symbols))]
     Carried {
         /// The carried tensor.
         name: String,
         /// Type and shape as the program describes them.
         expected: String,
-        /// What that shape is with the symbols' extents.
-        concrete: Vec<u64>,
         /// The shape that is carried.
         found: Vec<usize>,
         /// The symbols in the expected shape and where their extents come from.
@@ -256,8 +254,7 @@ impl Bindings {
             }
             let symbols = self.symbols_of(spec, expected);
             let (name, expected) = (expected.name.clone(), expected.display.clone());
-            let (concrete, found) = (concrete.to_vec(), found.to_vec());
-            return Err(BindError::Carried { name, expected, concrete, found, symbols });
+            return Err(BindError::Carried { name, expected, found: found.to_vec(), symbols });
         }
         Ok(())
     }
