@@ -6,6 +6,7 @@ mod common;
 use common::{base, case, file};
 use engraft::import::safetensors::{read_weights, write};
 use engraft::ir::json;
+use engraft::prelude::{F32, GraphBuilder, dims};
 use engraft::runtime::Tensor;
 use engraft::snapshot;
 use engraft_testing::assert_close;
@@ -322,6 +323,35 @@ fn verify_holds() {
 }
 
 /// What is wrong with a file or a model is said in one line that names it, and nothing is written.
+/// A graph that appends: verified with values of what it carries; run from nothing, and on from its own output.
+#[test]
+fn what_is_carried_is_verified_and_run() {
+    let place = Place::new();
+    let g = GraphBuilder::new("appends");
+    let x = g.input("x", F32, dims!["new", 2]);
+    let all = g.append(g.carried("kept", F32, dims!["past", 2]), x.cos());
+    g.output("y", all.scale(2.0));
+    let graph = place.put("appends.json", json::to_string(&g.finish().unwrap()));
+    assert!(succeeds(&["verify", &graph]).contains("past = 7"));
+    let zeros = |rows: usize| Tensor::f32(&[rows, 2], vec![0.0; 2 * rows]).unwrap();
+    let (first, second) = (place.path("first.safetensors"), place.path("second.safetensors"));
+    let x = place.tensors("x.safetensors", &[("x", zeros(1))]);
+    succeeds(&["run", &graph, "--input", &x, "--output", &first]);
+    let outputs = read_weights(&first).unwrap();
+    assert_eq!(outputs.get("kept").unwrap().as_f32().unwrap(), [1.0, 1.0]);
+    assert_eq!(outputs.get("y").unwrap().as_f32().unwrap(), [2.0, 2.0]);
+    let both = place.tensors("both.safetensors", &[("x", zeros(1)), ("kept", zeros(2))]);
+    succeeds(&["run", &graph, "--input", &both, "--output", &second]);
+    let outputs = read_weights(&second).unwrap();
+    assert_eq!(outputs.get("kept").unwrap().as_f32().unwrap(), [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]);
+    let wide = Tensor::f32(&[1, 3], vec![0.0; 3]).unwrap();
+    let wrong = place.tensors("wrong.safetensors", &[("x", zeros(1)), ("kept", wide)]);
+    refuses(
+        &["run", &graph, "--input", &wrong, "--output", &second],
+        &["`kept` must be f32[past, 2]", "[1, 3]"],
+    );
+}
+
 #[test]
 fn bad_input_is_refused() {
     let place = Place::new();

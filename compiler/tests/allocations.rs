@@ -1,5 +1,5 @@
-//! A session that has seen a call as large allocates nothing, even while it is profiled. The only test of its process,
-//! because it counts.
+//! A session that has seen a call as large allocates nothing, even while it is profiled, and no more does one that
+//! decodes row by row once it has made room. The only test of its process, because it counts.
 #![allow(clippy::unwrap_used, unsafe_code)]
 
 mod common;
@@ -37,6 +37,43 @@ static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn steady_calls_allocate_nothing() {
+    a_layer();
+    a_decoder();
+}
+
+/// Scratch grows with what is carried, too.
+fn a_decoder() {
+    let g = GraphBuilder::new("decoder");
+    let x = g.input("x", F32, dims!["new", 8]);
+    let keys = g.append(g.carried("keys", F32, dims!["past", 8]), x.scale(0.5));
+    let values = g.append(g.carried("values", F32, dims!["past", 8]), x.cos());
+    g.output("y", x.matmul(keys.t()).softmax(-1).matmul(values));
+    let program = compile(&g.finish().unwrap(), &Options::default()).unwrap().program;
+    let options = engraft_runtime::Options { threads: NonZeroUsize::new(2), kernels: None };
+    let none = engraft_runtime::Weights::new();
+    let base = program.load_base(&none, Context::new(options).unwrap()).unwrap();
+    let mut session = base.load_adapter(&none).unwrap().session();
+    let [prompt, row] = [5, 1].map(|rows| Tensor::f32(&[rows, 8], vec![0.25; rows * 8]).unwrap());
+    let mut outputs = [Tensor::empty(engraft_runtime::DType::F32)];
+    session.reserve(107);
+    let mut blocks_of_a_round = || {
+        session.reset();
+        session.run_into(&[&prompt], &mut outputs).unwrap();
+        session.run_into(&[&row], &mut outputs).unwrap();
+        let before = BLOCKS.load(Ordering::Relaxed);
+        for _ in 0..100 {
+            session.run_into(&[&row], &mut outputs).unwrap();
+        }
+        assert_eq!(session.carried_len(), 106);
+        BLOCKS.load(Ordering::Relaxed) - before
+    };
+    // As below, but the first round is one that counts, or its room would be the later ones'.
+    let first = blocks_of_a_round();
+    assert_eq!((0..20).map(|_| blocks_of_a_round()).chain([first]).min(), Some(0));
+    assert!(first < 10, "{first} blocks in 100 calls that have room");
+}
+
+fn a_layer() {
     let g = GraphBuilder::new("layer");
     let x = g.input("x", F32, dims!["batch", 37]);
     let w = g.param("w", F32, dims![130, 37]);

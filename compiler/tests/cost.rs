@@ -116,7 +116,7 @@ impl Concrete<'_> {
             Kernel::Row(row) => {
                 (0..self.product(&[&row.outer, &row.inner])).for_each(|_| tally.row(row, self.of(&row.n)));
             }
-            Kernel::Gather(_) => {}
+            Kernel::Gather(_) | Kernel::Cast(_) => {}
         }
         tally.0
     }
@@ -207,6 +207,7 @@ impl Concrete<'_> {
                 let x = tensor(&[&row.outer, &row.n, &row.inner]);
                 [x].into_iter().chain(extras).chain([tensor(&[&row.outer, written, &row.inner])]).collect()
             }
+            Kernel::Cast(cast) => vec![tensor(&[&cast.count]); 2],
             Kernel::Gather(gather) => {
                 let rows = match (gather.count.as_fixed(), gather.rows.as_fixed()) {
                     (Some(count), Some(rows)) => Dim::fixed(count.min(rows)),

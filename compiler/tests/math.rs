@@ -9,7 +9,7 @@ use engraft_ir::DType::F32;
 use engraft_ir::ops::Unary;
 use engraft_ir::{Graph, GraphBuilder, Op, dims};
 use engraft_runtime::{Context, Options, Session, Tensor, Weights};
-use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI, FRAC_PI_2};
 
 /// Between the patterns tried; a prime, so that every exponent sees all kinds of mantissas.
 const STRIDE: usize = 997;
@@ -59,6 +59,8 @@ fn exact(function: Unary, x: f64) -> f64 {
         Unary::Gelu => x * (0.5 * libm::erfc(-x * FRAC_1_SQRT_2)),
         // (1 + tanh(u)) / 2 is the sigmoid of 2 u.
         Unary::GeluTanh => x * sigmoid(2.0 * FRAC_2_PI.sqrt() * (x + 0.044_715 * x * x * x)),
+        // Compiled code refuses what is beyond its range reduction.
+        Unary::Sin | Unary::Cos if x.abs() > f64::from(1 << 20) => f64::NAN,
         _ => function.apply(x),
     }
 }
@@ -105,12 +107,16 @@ fn agree_beyond(ours: f32, theirs: f64) -> Option<bool> {
 }
 
 fn within(function: Unary, stride: usize) {
+    within_on(function, inputs(stride));
+}
+
+fn within_on(function: Unary, batches: impl Iterator<Item = Vec<f32>>) {
     let bound = Bound::stated(function);
     let (mut wide, mut narrow) = (session(&vectors(function)), session(&one_by_one(function)));
     let [mut in_vectors, mut one_by_one] = [(); 2].map(|()| [Tensor::empty(engraft_runtime::DType::F32)]);
     // The worst of each range, and where.
     let mut worst = [(0.0_f64, 0.0_f32, 0.0_f32); 3];
-    for batch in inputs(stride) {
+    for batch in batches {
         wide.run_into(&[&Tensor::f32(&[BATCH], batch.clone()).unwrap()], &mut in_vectors).unwrap();
         narrow.run_into(&[&Tensor::f32(&[BATCH, 1], batch.clone()).unwrap()], &mut one_by_one).unwrap();
         let ours = in_vectors[0].as_f32().unwrap();
@@ -197,6 +203,35 @@ fn gelu() {
 #[test]
 fn gelu_tanh() {
     within(Unary::GeluTanh, STRIDE);
+}
+
+#[test]
+fn sin() {
+    within(Unary::Sin, STRIDE);
+}
+
+#[test]
+fn cos() {
+    within(Unary::Cos, STRIDE);
+}
+
+/// Where the results are nearest to 0 and the range reduction cancels most: around every multiple of a quarter turn that
+/// is asked for, as rotary embeddings do.
+#[test]
+fn sin_and_cos_near_their_zeros() {
+    for function in [Unary::Sin, Unary::Cos] {
+        let quarters = (1..667_544).step_by(7).map(|n| (f64::from(n) * FRAC_PI_2) as f32);
+        let near =
+            quarters.flat_map(|x| [-1_i32, 0, 1].map(|d| f32::from_bits((x.to_bits() as i32 + d) as u32)));
+        within_on(
+            function,
+            near.collect::<Vec<_>>().chunks(BATCH).map(|chunk| {
+                let mut batch = chunk.to_vec();
+                batch.resize(BATCH, 1.0);
+                batch
+            }),
+        );
+    }
 }
 
 /// Takes long; `cargo test --release -p engraft-compiler --test math -- --ignored`.

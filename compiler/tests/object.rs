@@ -11,6 +11,7 @@ use engraft_compiler::plan::{PlanOptions, plan};
 use engraft_compiler::{SIZES_FUNCTION, STAGE_FUNCTIONS, emit};
 use engraft_ir::DType::F32;
 use engraft_ir::{GraphBuilder, dims};
+use engraft_runtime::{Binder, CarriedSpec, Extent};
 use std::collections::BTreeSet;
 
 /// The runtime's entry point that only profiled code calls.
@@ -21,6 +22,28 @@ fn an_object_file_exports_the_stages_and_imports_the_runtime_alone() {
     for profiled in [false, true] {
         exports_the_stages_and_imports_the_runtime_alone(profiled);
     }
+}
+
+/// Code compiled ahead of time is described like code of this process, with what it carries.
+#[test]
+fn an_object_file_says_what_it_carries() {
+    let g = GraphBuilder::new("appends");
+    let x = g.input("x", F32, dims!["new", 4]);
+    let all = g.append(g.carried("kept", F32, dims!["past", 4]), x);
+    g.output("y", all.scale(2.0));
+    let plan = plan(&g.finish().unwrap(), PlanOptions::default()).unwrap();
+    let isa = cranelift_native::builder().unwrap();
+    let mut flags = settings::builder();
+    flags.set("is_pic", "true").unwrap();
+    let isa = isa.finish(settings::Flags::new(flags)).unwrap();
+    let names = cranelift_module::default_libcall_names();
+    let mut module = ObjectModule::new(ObjectBuilder::new(isa, "appends", names).unwrap());
+    let spec = emit(&mut module, &plan).unwrap().spec;
+    let past = spec.symbols.iter().position(|symbol| symbol.name == "past").unwrap();
+    let extents = vec![Extent::Symbol(past), Extent::Fixed(4)];
+    assert_eq!(spec.carried, [CarriedSpec { input: 1, output: 0, extents }]);
+    assert_eq!(spec.symbols[past].bound_by, Binder::Input(1));
+    module.finish().emit().unwrap();
 }
 
 fn exports_the_stages_and_imports_the_runtime_alone(profiled: bool) {

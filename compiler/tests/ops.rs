@@ -1,12 +1,14 @@
 //! Every op, compiled, against the reference interpreter: over shapes that are 1, prime, no multiple of 4 or 16, and
 //! empty.
+#![allow(clippy::unwrap_used, reason = "a test says so by failing")]
 
 mod common;
 
-use common::agree;
+use common::{agree, program};
 use engraft_ir::DType::{F32, I32, I64};
 use engraft_ir::ops::{EpsilonAt, OutputDora, Reduction, Unary};
 use engraft_ir::{Graph, GraphBuilder, Tensor, dims};
+use engraft_runtime::{Context, Options, Tensor as RunTensor, Weights};
 
 /// Extents that catch what a vector loop can get wrong.
 const EXTENTS: [u64; 8] = [0, 1, 2, 3, 5, 13, 17, 67];
@@ -153,6 +155,50 @@ fn movement_of_ids() {
             agree(&graph, &[("batch", batch)], batch);
         }
     }
+}
+
+#[test]
+fn cast() {
+    for dtype in [I32, I64] {
+        let g = GraphBuilder::new("op");
+        let ids = g.input("ids", dtype, dims!["batch", 3]);
+        let frequencies = g.param("frequencies", F32, dims![3]);
+        g.output("floats", ids.cast(F32));
+        g.output("angles", (ids.t().cast(F32).t() * frequencies).cos());
+        let graph = g.finish().unwrap();
+        for batch in [0, 1, 5] {
+            agree(&graph, &[("batch", batch)], batch);
+        }
+    }
+}
+
+/// Rounded once, like Rust's `as`: 2⁶⁰ + 2³⁶ + 1 by way of f64 would be a tie, and go the other way.
+#[test]
+fn integers_are_rounded_once() {
+    let g = GraphBuilder::new("op");
+    g.output("long", g.input("i", I64, dims!["n"]).cast(F32));
+    g.output("short", g.input("j", I32, dims!["n"]).cast(F32));
+    let context = Context::new(Options::default()).unwrap();
+    let base = program(&g.finish().unwrap(), true).load_base(&Weights::new(), context).unwrap();
+    let mut session = base.load_adapter(&Weights::new()).unwrap().session();
+    let long = [
+        0,
+        1,
+        -1,
+        (1 << 24) + 1,
+        (1 << 24) + 3,
+        (1 << 60) + (1 << 36) + 1,
+        i64::MAX,
+        i64::MIN,
+        -(1 << 53) - 1,
+    ];
+    let short = [0, 1, -1, (1 << 24) + 1, (1 << 24) + 3, (1 << 30) + 65, i32::MAX, i32::MIN, -(1 << 25) - 3];
+    let (i, j) =
+        (RunTensor::i64(&[9], long.to_vec()).unwrap(), RunTensor::i32(&[9], short.to_vec()).unwrap());
+    let outputs = session.run(&[("i", &i), ("j", &j)]).unwrap();
+    assert_eq!(outputs[0].1.as_f32().unwrap(), long.map(|i| i as f32));
+    assert_eq!(outputs[1].1.as_f32().unwrap(), short.map(|j| j as f32));
+    assert_ne!(long[5] as f32, long[5] as f64 as f32);
 }
 
 #[test]

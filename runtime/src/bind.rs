@@ -4,7 +4,8 @@
 use std::fmt;
 
 use crate::abi::Stage;
-use crate::program::{Program, ProgramSpec, TensorSpec};
+use crate::program::{Binder, Program, ProgramSpec, TensorSpec};
+use crate::state::State;
 use crate::tensor::{DType, Tensor};
 
 /// The largest extent a symbolic dim may have.
@@ -66,6 +67,18 @@ pub enum BindError {
         /// The symbols in the expected shape and where their extents come from.
         symbols: Vec<Bound>,
     },
+    /// What a session carries doesn't fit what is passed: another batch, for instance.
+    #[error("`{name}` is carried with shape {found:?}, but this call needs {expected}{}", with(.symbols))]
+    Carried {
+        /// The carried tensor.
+        name: String,
+        /// Type and shape as the program describes them.
+        expected: String,
+        /// The shape that is carried.
+        found: Vec<usize>,
+        /// The symbols in the expected shape and where their extents come from.
+        symbols: Vec<Bound>,
+    },
     /// An extent beyond [`SYMBOL_LIMIT`].
     #[error("{symbol} may be {SYMBOL_LIMIT} at most")]
     SymbolTooLarge {
@@ -121,12 +134,13 @@ impl Bindings {
     }
 
     /// Checks `tensors`, which are those that [arrive](ProgramSpec::arriving) at `stage` in their order, and learns the
-    /// symbols of that stage from them. Allocates nothing unless it fails.
+    /// symbols of that stage from them, and from what is carried if it is a call. Allocates nothing unless it fails.
     pub(crate) fn bind(
         &mut self,
         program: &Program,
         stage: Stage,
         tensors: &[&Tensor],
+        state: Option<&State>,
     ) -> Result<(), BindError> {
         let spec = program.spec();
         self.stage = stage;
@@ -136,9 +150,16 @@ impl Bindings {
         for (index, symbol) in spec.symbols.iter().enumerate().filter(|(_, symbol)| symbol.stage == stage) {
             let position = spec.arriving(stage).position(|(binder, _)| binder == symbol.bound_by);
             let tensor = position.and_then(|position| tensors.get(position));
-            // `ProgramSpec::check` has found the tensor and its axis.
-            self.dims[index] =
-                tensor.and_then(|tensor| tensor.shape().get(symbol.axis)).map_or(0, |&dim| dim as u64);
+            let carried = match symbol.bound_by {
+                Binder::Input(input) => spec.carried_input(input).zip(state),
+                Binder::Param(_) => None,
+            };
+            // `ProgramSpec::check` has found the tensor and its axis; what is carried binds its first axis only.
+            self.dims[index] = match (carried, tensor) {
+                (Some((carried, state)), _) => state.rows(carried) as u64,
+                (None, Some(tensor)) => tensor.shape().get(symbol.axis).map_or(0, |&dim| dim as u64),
+                (None, None) => 0,
+            };
             if self.dims[index] > SYMBOL_LIMIT {
                 return Err(BindError::SymbolTooLarge { symbol: self.bound(spec, index) });
             }
@@ -148,10 +169,34 @@ impl Bindings {
         for ((_, expected), tensor) in spec.arriving(stage).zip(tensors) {
             self.check_shape(spec, expected, tensor)?;
         }
+        self.check_carried(spec, state)?;
         if self.sizes.contains(&u64::MAX) {
             return Err(self.too_large(spec, "a value of the program".to_owned()));
         }
         Ok(())
+    }
+
+    /// The bytes at `sizes[at]` if every carried tensor were to have so many rows after the call: more, if not fewer.
+    /// `None` where no memory could have them.
+    pub(crate) fn bytes_with_rows(
+        &self,
+        program: &Program,
+        at: usize,
+        rows: impl Fn(usize, u64) -> u64,
+    ) -> Option<usize> {
+        let spec = program.spec();
+        let mut roomy = self.clone();
+        for (index, symbol) in spec.symbols.iter().enumerate() {
+            let Binder::Input(input) = symbol.bound_by else { continue };
+            let Some(carried) = spec.carried_input(input) else { continue };
+            let after = self.shape(&spec.outputs[spec.carried[carried].output])[0];
+            let appended = after.saturating_sub(self.dims[index]);
+            roomy.dims[index] =
+                rows(carried, after).saturating_sub(appended).clamp(self.dims[index], SYMBOL_LIMIT);
+        }
+        // SAFETY: `Code::new` says that the function reads one dim per symbol and writes `sizes_len` sizes.
+        unsafe { (program.code().sizes)(roomy.dims.as_ptr(), roomy.sizes.as_mut_ptr()) };
+        isize::try_from(roomy.sizes[at]).ok().map(|bytes| bytes as usize)
     }
 
     /// The dims of a tensor.
@@ -187,15 +232,37 @@ impl Bindings {
         if concrete.iter().copied().eq(tensor.shape().iter().map(|&dim| dim as u64)) {
             return Ok(());
         }
-        let symbols =
-            (0..spec.symbols.len()).filter(|&index| mentions(&expected.display, &spec.symbols[index].name));
         Err(BindError::Shape {
             name: expected.name.clone(),
             expected: expected.display.clone(),
             concrete: concrete.to_vec(),
             found: tensor.shape().to_vec(),
-            symbols: symbols.map(|index| self.bound(spec, index)).collect(),
+            symbols: self.symbols_of(spec, expected),
         })
+    }
+
+    /// Checks the other extents of what is carried; while it has no rows, it has no others.
+    fn check_carried(&self, spec: &ProgramSpec, state: Option<&State>) -> Result<(), BindError> {
+        for (index, carried) in spec.carried.iter().enumerate() {
+            let expected = &spec.inputs[carried.input];
+            let Some(found) = state.map(|state| state.shape(index)) else { continue };
+            let concrete = self.shape(expected);
+            let fits = |(&dim, &found): (&u64, &usize)| dim == found as u64;
+            let mut extents = concrete.iter().zip(found).map(fits);
+            if extents.next() == Some(true) && (found[0] == 0 || extents.all(|fits| fits)) {
+                continue;
+            }
+            let symbols = self.symbols_of(spec, expected);
+            let (name, expected) = (expected.name.clone(), expected.display.clone());
+            return Err(BindError::Carried { name, expected, found: found.to_vec(), symbols });
+        }
+        Ok(())
+    }
+
+    /// The symbols in a tensor's shape.
+    fn symbols_of(&self, spec: &ProgramSpec, tensor: &TensorSpec) -> Vec<Bound> {
+        let is_in = |index: &usize| mentions(&tensor.display, &spec.symbols[*index].name);
+        (0..spec.symbols.len()).filter(is_in).map(|index| self.bound(spec, index)).collect()
     }
 
     fn bound(&self, spec: &ProgramSpec, index: usize) -> Bound {
@@ -209,7 +276,8 @@ impl Bindings {
     }
 }
 
-fn check_kind(expected: &TensorSpec, tensor: &Tensor) -> Result<(), BindError> {
+/// Checks the type of a tensor's elements and the number of its dims.
+pub(crate) fn check_kind(expected: &TensorSpec, tensor: &Tensor) -> Result<(), BindError> {
     let (name, display) = (|| expected.name.clone(), || expected.display.clone());
     if tensor.dtype() != expected.dtype {
         return Err(BindError::DType { name: name(), expected: display(), found: tensor.dtype() });

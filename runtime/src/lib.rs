@@ -25,6 +25,7 @@ mod profile;
 mod program;
 mod session;
 mod stage;
+mod state;
 mod tensor;
 mod workers;
 
@@ -36,9 +37,11 @@ pub use load::{Arriving, Base, LoadError, Model};
 pub use mapped::MappedFile;
 pub use profile::{Profile, StepProfile, engraft_mark};
 pub use program::{
-    Binder, Code, ParamSpec, Program, ProgramError, ProgramSpec, StagedSpec, SymbolSpec, TensorSpec,
+    Binder, CarriedSpec, Code, Extent, ParamSpec, Program, ProgramError, ProgramSpec, StagedSpec, SymbolSpec,
+    TensorSpec,
 };
 pub use session::{CallError, Session};
 pub use stage::StageError;
+pub use state::StateError;
 pub use tensor::{DType, Tensor, TensorError, Weights};
 pub use workers::Workers;

@@ -151,7 +151,7 @@ impl Model {
         Session::new(self.clone())
     }
 
-    /// Runs one call in a session of its own, see [`Session::run`].
+    /// Runs one call in a session of its own, see [`Session::run`]: nothing is carried into it.
     ///
     /// # Errors
     /// As for [`Session::run`].
@@ -198,7 +198,7 @@ fn load(
     let spec = program.spec();
     let tensors = find(spec, stage, weights)?;
     let mut bindings = earlier.map_or_else(|| Bindings::new(spec), |earlier| earlier.bindings.clone());
-    bindings.bind(program, stage, &tensors.iter().map(|(_, tensor)| &**tensor).collect::<Vec<_>>())?;
+    bindings.bind(program, stage, &tensors.iter().map(|(_, tensor)| &**tensor).collect::<Vec<_>>(), None)?;
     let staged = allocate(spec, stage, &bindings)?;
     let mut loaded = Loaded { stage, tensors, staged, bindings, profile: Profile::of(spec) };
 
@@ -208,7 +208,7 @@ fn load(
         tensors: loaded.tensors.iter().map(|(_, tensor)| Arc::clone(tensor)).collect(),
     });
     let mut arena = Buffer::EMPTY;
-    stage::grow_arena(&mut arena, spec, stage, &loaded.bindings)?;
+    stage::grow_arena(&mut arena, spec, stage, &loaded.bindings, || 0)?;
     let profile = loaded.profile.as_mut();
     // SAFETY: the bindings are bound up to this stage, and the table has what was loaded now and what of earlier stages
     // is still read. The staged values written are this function's own until it returns.

@@ -69,6 +69,29 @@ pub struct StagedSpec {
     pub bytes_at: usize,
 }
 
+/// An extent of a carried tensor, as far as it can be checked without a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Always this.
+    Fixed(u64),
+    /// The symbol of this index.
+    Symbol(usize),
+    /// Something that compiled code computes from symbols.
+    Computed,
+}
+
+/// An input that a session carries from call to call: empty along axis 0 before the first call, afterwards what an
+/// output was, which appends to it. The two are one piece of memory, so the code must leave the input's rows as they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CarriedSpec {
+    /// The input, by its index.
+    pub input: usize,
+    /// The output that it becomes, by its index.
+    pub output: usize,
+    /// The input's extents; the first is a symbol that the input binds itself.
+    pub extents: Vec<Extent>,
+}
+
 /// What a program takes and gives. The table [`Frame::buffers`](crate::abi::Frame::buffers) lists inputs, params,
 /// staged values and outputs, in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,6 +106,8 @@ pub struct ProgramSpec {
     pub staged: Vec<StagedSpec>,
     /// What a call computes.
     pub outputs: Vec<TensorSpec>,
+    /// Which inputs a session carries: they aren't passed, and the outputs that they become aren't handed out.
+    pub carried: Vec<CarriedSpec>,
     /// The length of the sizes vector.
     pub sizes_len: usize,
     /// For each stage, where in the sizes vector the bytes of its arena are.
@@ -136,6 +161,29 @@ pub enum ProgramError {
         /// The stage it claims.
         found: Stage,
     },
+    /// An input and an output that can't be one piece of memory: one of them isn't there or is carried already, or they
+    /// differ in type or number of dims, or the input's extents aren't those described, the first a symbol.
+    #[error("input {input} can't carry output {output}: {reason}")]
+    Carried {
+        /// The input's index.
+        input: usize,
+        /// The output's index.
+        output: usize,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// A symbol that is bound by what is carried, which has nothing but rows before the first call.
+    #[error(
+        "symbol `{symbol}` is bound by axis {axis} of `{input}`, which is carried and may bind its first axis only"
+    )]
+    CarriedSymbol {
+        /// The symbol.
+        symbol: String,
+        /// The carried input.
+        input: String,
+        /// The axis.
+        axis: usize,
+    },
     /// A parameter that is read before it arrives.
     #[error("`{name}` arrives at stage {stage}, but is last read at stage {last_read}")]
     ReadBeforeItArrives {
@@ -173,6 +221,8 @@ impl Code {
     ///   at its stage, within their shapes and bytes, and of the params none whose [`last_read`](ParamSpec::last_read)
     ///   is an earlier stage; writes its own stage's staged values, the outputs (call stage only) and its arena, of
     ///   `sizes[arena_at[stage]]` bytes; and relies on no alignment beyond that of [`abi`](crate::abi).
+    /// - An input that is carried and the output that it becomes have one address; the stage writes there only what lies
+    ///   beyond the input.
     /// - It returns 0, or another value after filling the fault. It doesn't unwind, and ids from outside are checked
     ///   before they index anything.
     pub unsafe fn new(stages: [StageFn; 3], sizes: SizesFn, owner: Box<dyn Any + Send + Sync>) -> Code {
@@ -220,13 +270,25 @@ impl Program {
 
 impl ProgramSpec {
     /// The tensors that arrive at a stage, in the order in which they are handed around: the stage's parameters, and for
-    /// a call the inputs before them.
+    /// a call the inputs before them, without those that a session carries.
     pub fn arriving(&self, stage: Stage) -> impl Iterator<Item = (Binder, &TensorSpec)> {
-        let inputs = self.inputs.iter().enumerate().filter(move |_| stage == Stage::Call);
+        let is_passed = move |index: usize| stage == Stage::Call && self.carried_input(index).is_none();
+        let inputs = self.inputs.iter().enumerate().filter(move |(index, _)| is_passed(*index));
         let params = self.params.iter().enumerate().filter(move |(_, param)| param.stage == stage);
         inputs
             .map(|(index, tensor)| (Binder::Input(index), tensor))
             .chain(params.map(|(index, param)| (Binder::Param(index), &param.tensor)))
+    }
+
+    /// The outputs that a call hands out, with their indices, in the program's order: all but those that a session carries.
+    pub fn returned(&self) -> impl Iterator<Item = (usize, &TensorSpec)> {
+        let is_carried = |index: usize| self.carried.iter().any(|carried| carried.output == index);
+        self.outputs.iter().enumerate().filter(move |(index, _)| !is_carried(*index))
+    }
+
+    /// Where in [`carried`](Self::carried) an input is.
+    pub(crate) fn carried_input(&self, input: usize) -> Option<usize> {
+        self.carried.iter().position(|carried| carried.input == input)
     }
 
     /// Whether a stage after `stage` reads a tensor that has arrived by then.
@@ -267,7 +329,28 @@ impl ProgramSpec {
         for (name, at) in ["base arena", "adapter arena", "call arena"].into_iter().zip(self.arena_at) {
             self.check_sizes(name, at, 1)?;
         }
-        self.symbols.iter().try_for_each(|symbol| self.check_symbol(symbol))
+        self.symbols.iter().try_for_each(|symbol| self.check_symbol(symbol))?;
+        (0..self.carried.len()).try_for_each(|index| self.check_carried(index))
+    }
+
+    fn check_carried(&self, index: usize) -> Result<(), ProgramError> {
+        let CarriedSpec { input, output, extents } = &self.carried[index];
+        let is_again = |earlier: &CarriedSpec| earlier.input == *input || earlier.output == *output;
+        let is_symbol = |extent: &Extent| match extent {
+            Extent::Symbol(symbol) => *symbol < self.symbols.len(),
+            Extent::Fixed(_) | Extent::Computed => true,
+        };
+        let reason = match (self.inputs.get(*input), self.outputs.get(*output)) {
+            (None, _) | (_, None) => "there is no such input or output",
+            _ if self.carried[..index].iter().any(is_again) => "one of the two is carried already",
+            (Some(from), Some(to)) if from.dtype != to.dtype => "they differ in type",
+            (Some(from), Some(to)) if from.rank != to.rank => "they differ in their number of dims",
+            (Some(from), _) if extents.len() != from.rank => "its extents are not as many as its dims",
+            _ if !matches!(extents.first(), Some(Extent::Symbol(_))) => "its first extent is not a symbol",
+            _ if !extents.iter().all(is_symbol) => "an extent is a symbol that isn't there",
+            _ => return Ok(()),
+        };
+        Err(ProgramError::Carried { input: *input, output: *output, reason })
     }
 
     fn check_sizes(&self, name: &str, first: usize, count: usize) -> Result<(), ProgramError> {
@@ -281,6 +364,12 @@ impl ProgramSpec {
     fn check_symbol(&self, symbol: &SymbolSpec) -> Result<(), ProgramError> {
         match self.binder(symbol.bound_by) {
             Some((tensor, stage)) if symbol.axis < tensor.rank => {
+                let carried =
+                    matches!(symbol.bound_by, Binder::Input(input) if self.carried_input(input).is_some());
+                if carried && symbol.axis > 0 {
+                    let (symbol, axis, input) = (symbol.name.clone(), symbol.axis, tensor.name.clone());
+                    return Err(ProgramError::CarriedSymbol { symbol, input, axis });
+                }
                 if stage == symbol.stage {
                     return Ok(());
                 }

@@ -5,8 +5,9 @@ use crate::bind::{BindError, Bindings};
 use crate::load::Model;
 use crate::memory::Buffer;
 use crate::profile::Profile;
-use crate::program::TensorSpec;
+use crate::program::{Binder, TensorSpec};
 use crate::stage::{self, StageError, Table};
+use crate::state::{State, StateError};
 use crate::tensor::{DType, Tensor};
 
 /// Why a call can't be run. Everything but ids is checked before compiled code is entered.
@@ -58,8 +59,14 @@ pub enum CallError {
     Stage(#[from] StageError),
 }
 
-/// What one thread needs to run a model: scratch memory that grows with the largest call and is kept. Make one a thread;
-/// several may run at once.
+/// What one thread needs to run a model: scratch memory that grows with the largest call and is kept, and what the model
+/// carries from call to call, such as a decoder's keys and values. Make one a thread, and one for each sequence of calls
+/// that belong together; several may run at once.
+///
+/// What is carried is neither passed nor handed out: it is empty before the first call, and after each call what the
+/// output that appends to it was. A call that fails leaves it as it was. [`carried`](Self::carried) looks at it,
+/// [`truncate`](Self::truncate) and [`reset`](Self::reset) roll it back, [`set_carried`](Self::set_carried) begins
+/// with something else.
 #[derive(Debug)]
 pub struct Session {
     model: Model,
@@ -67,14 +74,16 @@ pub struct Session {
     /// The addresses of what is loaded; those of inputs and outputs are of the latest call, and set anew by each.
     table: Table,
     arena: Buffer,
+    state: State,
     profile: Option<Profile>,
 }
 
 impl Session {
     pub(crate) fn new(model: Model) -> Session {
         let (bindings, table) = (model.bindings().clone(), model.table());
-        let profile = Profile::of(model.program().spec());
-        Session { model, bindings, table, arena: Buffer::EMPTY, profile }
+        let spec = model.program().spec();
+        let (state, profile) = (State::new(spec), Profile::of(spec));
+        Session { model, bindings, table, arena: Buffer::EMPTY, state, profile }
     }
 
     /// The model it runs.
@@ -88,8 +97,49 @@ impl Session {
         self.profile.as_ref()
     }
 
+    /// The rows carried, of the longest tensor if they differ; 0 before the first call, and where nothing is carried.
+    pub fn carried_len(&self) -> usize {
+        self.state.len()
+    }
+
+    /// A copy of what is carried for the input of this name: its shape, rows first, and its elements.
+    ///
+    /// # Errors
+    /// When no such input is carried, or memory doesn't suffice.
+    pub fn carried(&self, name: &str) -> Result<Tensor, StateError> {
+        self.state.copy(self.model.program().spec(), name)
+    }
+
+    /// Makes these tensors what is carried: every carried input by name, in any order. If one doesn't fit, everything
+    /// stays as it was.
+    ///
+    /// # Errors
+    /// When a tensor is missing, unknown, given twice or doesn't fit the program or the others, or memory doesn't suffice.
+    pub fn set_carried(&mut self, tensors: &[(&str, &Tensor)]) -> Result<(), StateError> {
+        self.state.set(self.model.program().spec(), self.model.bindings(), tensors)
+    }
+
+    /// Forgets what is carried, but not the memory it takes.
+    pub fn reset(&mut self) {
+        self.state.reset();
+    }
+
+    /// Rolls back: keeps the first rows of everything that is carried.
+    ///
+    /// # Errors
+    /// When a carried tensor has fewer; then everything stays as it was.
+    pub fn truncate(&mut self, rows: usize) -> Result<(), StateError> {
+        self.state.truncate(self.model.program().spec(), rows)
+    }
+
+    /// Has the next call make room for so many rows in all of what is carried, and for the scratch of a call that ends
+    /// with as many: until then, calls that take no more otherwise than the one before allocate nothing.
+    pub fn reserve(&mut self, rows: usize) {
+        self.state.reserve(rows);
+    }
+
     /// Runs one call: inputs and live parameters by name in any order, and the outputs with their names in the program's
-    /// order.
+    /// order; neither includes what is carried.
     ///
     /// # Errors
     /// When an input is missing, unknown, passed twice or doesn't fit, when memory doesn't suffice, or when an id is out
@@ -97,15 +147,16 @@ impl Session {
     pub fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, CallError> {
         let tensors = self.in_order(inputs)?;
         let spec = self.model.program().spec();
-        let names: Vec<String> = spec.outputs.iter().map(|output| output.name.clone()).collect();
+        let names: Vec<String> = spec.returned().map(|(_, output)| output.name.clone()).collect();
         let mut outputs: Vec<Tensor> =
-            spec.outputs.iter().map(|output| Tensor::empty(output.dtype)).collect();
+            spec.returned().map(|(_, output)| Tensor::empty(output.dtype)).collect();
         self.run_into(&tensors, &mut outputs)?;
         Ok(names.into_iter().zip(outputs).collect())
     }
 
-    /// Runs one call by position: inputs, then live parameters, and outputs, each in the program's order. The outputs
-    /// take on whatever type and shape they need. Once a session and its outputs have seen a call as large, this
+    /// Runs one call by position: inputs, then live parameters, and outputs, each in the program's order and without what
+    /// is carried (see [`ProgramSpec::arriving`](crate::ProgramSpec::arriving) and
+    /// [`ProgramSpec::returned`](crate::ProgramSpec::returned)). The outputs take on whatever type and shape they need. Once a session and its outputs have seen a call as large, this
     /// allocates nothing.
     ///
     /// When it fails, the outputs are unspecified: as they were, or partly written.
@@ -120,15 +171,21 @@ impl Session {
         if inputs.len() != expected {
             return Err(CallError::InputCount { expected, found: inputs.len() });
         }
-        if outputs.len() != spec.outputs.len() {
-            return Err(CallError::OutputCount { expected: spec.outputs.len(), found: outputs.len() });
+        let expected = spec.returned().count();
+        if outputs.len() != expected {
+            return Err(CallError::OutputCount { expected, found: outputs.len() });
         }
-        self.bindings.bind(program, Stage::Call, inputs)?;
-        stage::grow_arena(&mut self.arena, spec, Stage::Call, &self.bindings)?;
+        self.bindings.bind(program, Stage::Call, inputs, Some(&self.state))?;
+        let roomy = || {
+            let (at, rows) =
+                (spec.arena_at[Stage::Call as usize], |index, rows| self.state.rows_to_come(index, rows));
+            self.bindings.bytes_with_rows(program, at, rows).unwrap_or(0)
+        };
+        stage::grow_arena(&mut self.arena, spec, Stage::Call, &self.bindings, roomy)?;
         for ((binder, _), tensor) in spec.arriving(Stage::Call).zip(inputs) {
             self.table.set_arriving(binder, tensor.address());
         }
-        for (index, (output, tensor)) in spec.outputs.iter().zip(outputs).enumerate() {
+        for ((index, output), tensor) in spec.returned().zip(outputs) {
             // A dim is below u64::MAX here, and `resize` refuses what memory can't hold.
             let shape = self.bindings.shape(output);
             if !tensor.resize(output.dtype, shape.iter().map(|&dim| dim as usize)) {
@@ -136,12 +193,22 @@ impl Session {
             }
             self.table.set_output(index, tensor.address_mut());
         }
+        for (index, carried) in spec.carried.iter().enumerate() {
+            let shape = self.bindings.shape(&spec.outputs[carried.output]);
+            let address = self.state.room(index, &spec.inputs[carried.input], shape)?;
+            self.table.set_arriving(Binder::Input(carried.input), address);
+            self.table.set_output(carried.output, address);
+        }
         // SAFETY: the bindings are bound by this call's tensors on top of the loaded ones; the table has the addresses of
-        // what the model keeps, of the inputs, borrowed here, and of the outputs, borrowed mutably and resized.
+        // what the model keeps, of the inputs, borrowed here, of the outputs, borrowed mutably and resized, and of what is
+        // carried, which is this session's own and has room for what it becomes.
         unsafe {
             let context = self.model.base().context();
             let (arena, profile) = (&mut self.arena, self.profile.as_mut());
             stage::run(program, Stage::Call, &self.bindings, &self.table, arena, context, profile)?;
+        }
+        for (index, carried) in spec.carried.iter().enumerate() {
+            self.state.commit(index, self.bindings.shape(&spec.outputs[carried.output]));
         }
         Ok(())
     }

@@ -71,19 +71,22 @@ impl Table {
     }
 }
 
-/// Makes `arena` large enough for a stage. Allocates only when it isn't.
+/// Makes `arena` large enough for a stage, and if there is memory, as large as `roomy` says. Allocates only when it isn't
+/// large enough.
 pub(crate) fn grow_arena(
     arena: &mut Buffer,
     spec: &ProgramSpec,
     stage: Stage,
     bindings: &Bindings,
+    roomy: impl FnOnce() -> usize,
 ) -> Result<(), BindError> {
     let what = || format!("the {stage} arena");
     let bytes = bindings.bytes(spec, spec.arena_at[stage as usize], what)?;
     if bytes > arena.bytes() {
         // The old one first, so that the two needn't fit together.
         *arena = Buffer::EMPTY;
-        *arena = Buffer::zeroed(bytes)
+        *arena = Buffer::zeroed(bytes.max(roomy()))
+            .or_else(|| Buffer::zeroed(bytes))
             .ok_or_else(|| BindError::OutOfMemory { what: what(), bytes: bytes as u64 })?;
     }
     Ok(())

@@ -10,8 +10,8 @@ use common::{
 };
 use engraft_runtime::abi::{Frame, Stage};
 use engraft_runtime::{
-    Base, BindError, Binder, Bound, CallError, Code, DType, LoadError, Model, Program, ProgramError,
-    ProgramSpec, Session, StageError, SymbolSpec, Tensor, TensorSpec, Weights,
+    Base, BindError, Binder, Bound, CallError, CarriedSpec, Code, DType, Extent, LoadError, Model, Program,
+    ProgramError, ProgramSpec, Session, StageError, SymbolSpec, Tensor, TensorSpec, Weights,
 };
 
 const OUT: usize = 70;
@@ -360,5 +360,52 @@ fn descriptions_that_do_not_hold_together_are_refused() {
     assert_eq!(
         refused(|spec| spec.staged[1].stage = Stage::Call).to_string(),
         "staged value `a panels` is of stage call; it must be of stage base or adapter"
+    );
+}
+
+#[test]
+fn inputs_that_cannot_be_carried_are_refused() {
+    let refused = |carried: &[(usize, usize, &[Extent])]| {
+        let carried = carried.iter().map(|&(input, output, extents)| {
+            let extents = extents.to_vec();
+            CarriedSpec { input, output, extents }
+        });
+        let spec = ProgramSpec { carried: carried.collect(), ..spec() };
+        Program::new(spec, code()).unwrap_err().to_string()
+    };
+    let extents = [Extent::Symbol(0), Extent::Fixed(5)];
+    assert_eq!(
+        refused(&[(0, 2, &extents)]),
+        "input 0 can't carry output 2: there is no such input or output"
+    );
+    assert_eq!(refused(&[(1, 1, &extents[..1])]), "input 1 can't carry output 1: they differ in type");
+    assert_eq!(
+        refused(&[(0, 1, &extents)]),
+        "input 0 can't carry output 1: they differ in their number of dims"
+    );
+    assert_eq!(
+        refused(&[(0, 0, &extents[..1])]),
+        "input 0 can't carry output 0: its extents are not as many as its dims"
+    );
+    assert_eq!(
+        refused(&[(0, 0, &[Extent::Fixed(1), Extent::Fixed(5)])]),
+        "input 0 can't carry output 0: its first extent is not a symbol"
+    );
+    assert_eq!(
+        refused(&[(0, 0, &[Extent::Symbol(0), Extent::Symbol(3)])]),
+        "input 0 can't carry output 0: an extent is a symbol that isn't there"
+    );
+    assert_eq!(
+        refused(&[(0, 0, &extents), (0, 0, &extents)]),
+        "input 0 can't carry output 0: one of the two is carried already"
+    );
+    let mut binds_another = ProgramSpec {
+        carried: vec![CarriedSpec { input: 0, output: 0, extents: extents.to_vec() }],
+        ..spec()
+    };
+    binds_another.symbols[0].axis = 1;
+    assert_eq!(
+        Program::new(binds_another, code()).unwrap_err().to_string(),
+        "symbol `batch` is bound by axis 1 of `x`, which is carried and may bind its first axis only"
     );
 }

@@ -9,7 +9,7 @@ use engraft::ir::sample::SampleError;
 use engraft::ir::text::TextError;
 use engraft::ir::value::EvalError;
 use engraft::ir::{BuildErrors, DimError, TensorType};
-use engraft::runtime::{CallError, ContextError, LoadError, TensorError};
+use engraft::runtime::{CallError, ContextError, LoadError, StateError, TensorError};
 use std::io;
 use std::path::PathBuf;
 use thiserror::Error;
@@ -88,6 +88,9 @@ pub enum CliError {
     /// The inputs do not fit the model, or it failed on them.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// What the model is to carry does not fit it.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// Values cannot be held.
     #[error(transparent)]
     Tensor(#[from] TensorError),

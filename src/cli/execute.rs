@@ -3,7 +3,7 @@
 use super::error::{CliError, Sought};
 use engraft::Compiled;
 use engraft::ir::{DType, Stage};
-use engraft::runtime::{self, Context, Model, Tensor, Weights};
+use engraft::runtime::{self, Context, Model, Session, Tensor, Weights};
 use std::sync::Arc;
 
 /// A program with weights from here.
@@ -32,12 +32,41 @@ impl Execution<'_> {
     }
 }
 
-/// Calls a model with what it takes from these tensors; others are ignored.
+/// Calls a model with what it takes from these tensors; others are ignored. All its outputs, in the program's order: also
+/// those that a session would carry to the next call.
 ///
 /// # Errors
 /// A tensor is missing or does not fit.
 pub fn call(model: &Model, given: &Weights) -> Result<Vec<(String, Tensor)>, CliError> {
-    Ok(model.run(&arriving(model, given))?)
+    let mut session = session(model, given)?;
+    let mut returned = session.run(&arriving(model, given))?.into_iter();
+    let spec = model.program().spec();
+    let mut outputs = Vec::with_capacity(spec.outputs.len());
+    for (index, output) in spec.outputs.iter().enumerate() {
+        match spec.carried.iter().find(|carried| carried.output == index) {
+            Some(carried) => {
+                outputs.push((output.name.clone(), session.carried(&spec.inputs[carried.input].name)?));
+            }
+            None => outputs.extend(returned.next()),
+        }
+    }
+    Ok(outputs)
+}
+
+/// A session that carries what these tensors say, or nothing if none of them is of a carried input.
+///
+/// # Errors
+/// Some carried inputs have a tensor and others have none, or one does not fit.
+pub fn session(model: &Model, given: &Weights) -> Result<Session, CliError> {
+    let spec = model.program().spec();
+    let named = |name| Some((name, given.get(name)?.as_ref()));
+    let carried = spec.carried.iter().map(|carried| spec.inputs[carried.input].name.as_str());
+    let carried: Vec<_> = carried.filter_map(named).collect();
+    let mut session = model.session();
+    if !carried.is_empty() {
+        session.set_carried(&carried)?;
+    }
+    Ok(session)
 }
 
 /// Those of these tensors that a call takes, with their names, in the program's order.

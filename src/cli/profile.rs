@@ -2,7 +2,7 @@
 //! once; of the call's kernels it takes the medians of many calls of one session.
 
 use super::error::CliError;
-use super::execute::{Execution, arriving};
+use super::execute::{Execution, arriving, session};
 use super::output::{FAINT, HEADING, Output};
 use super::roofline::{rate, rates, scaled};
 use engraft::compiler::plan::roofline::{Roof, least};
@@ -73,7 +73,7 @@ impl Profile {
         let of = |profile: Option<&engraft::runtime::Profile>| {
             profile.map_or_else(Vec::new, |profile| profile.steps().iter().map(|step| step.total).collect())
         };
-        let (runs, calls) = medians(&mut model.session(), &arriving(model, given), repeat)?;
+        let (runs, calls) = medians(&mut session(model, given)?, &arriving(model, given), repeat)?;
         let loads = [(Stage::Base, of(model.base().profile())), (Stage::Adapter, of(model.profile()))];
         let measured = loads.map(|(stage, times)| (stage, 1, times)).into_iter();
         let extents = extents(plan, weights, given);
@@ -172,8 +172,14 @@ fn times(time: f64, bound: f64, [flops, bytes, rate]: [&str; 3]) -> String {
 fn extents(plan: &Plan, weights: &Weights, given: &Weights) -> Bindings {
     let extent = |bound: &engraft::compiler::plan::BoundSymbol| {
         let tensors = if bound.stage == Stage::Call { given } else { weights };
-        let tensor = tensors.get(&plan.buffer(bound.buffer).name)?;
-        Some((bound.symbol.clone(), *tensor.shape().get(bound.axis)? as u64))
+        let carried = || plan.carried.iter().any(|carried| plan.inputs[carried.input] == bound.buffer);
+        let extent = match tensors.get(&plan.buffer(bound.buffer).name) {
+            Some(tensor) => *tensor.shape().get(bound.axis)? as u64,
+            // What nobody gave is empty.
+            None if carried() => 0,
+            None => return None,
+        };
+        Some((bound.symbol.clone(), extent))
     };
     plan.symbols.iter().filter_map(extent).collect()
 }
@@ -186,11 +192,17 @@ fn medians(
 ) -> Result<(usize, Vec<Duration>), CliError> {
     let inputs: Vec<_> = inputs.iter().map(|(_, tensor)| *tensor).collect();
     let spec = session.model().program().spec();
-    let mut outputs: Vec<_> = spec.outputs.iter().map(|output| Tensor::empty(output.dtype)).collect();
+    let mut outputs: Vec<_> = spec.returned().map(|(_, output)| Tensor::empty(output.dtype)).collect();
+    let rows = session.carried_len();
+    // Every call appends to the same.
+    let mut call = |session: &mut Session| -> Result<(), CliError> {
+        session.truncate(rows)?;
+        Ok(session.run_into(&inputs, &mut outputs)?)
+    };
     // The first call sees cold caches and makes its memory.
-    session.run_into(&inputs, &mut outputs)?;
+    call(session)?;
     let start = Instant::now();
-    session.run_into(&inputs, &mut outputs)?;
+    call(session)?;
     let once = start.elapsed().max(Duration::from_nanos(1));
     let enough = (SPAN.as_nanos() / once.as_nanos()).clamp(11, 1001) as usize;
     let calls = repeat.map_or(enough, |calls| calls as usize);
@@ -201,7 +213,7 @@ fn medians(
     let mut before = totals(session);
     let mut times = vec![Vec::with_capacity(calls); before.len()];
     for _ in 0..calls {
-        session.run_into(&inputs, &mut outputs)?;
+        call(session)?;
         let after = totals(session);
         for ((times, before), after) in times.iter_mut().zip(&before).zip(&after) {
             times.push(after.total.saturating_sub(before.total));

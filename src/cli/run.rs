@@ -23,10 +23,11 @@ pub struct Run {
     /// The values of the parameters, under their names
     #[arg(long, value_name = "SAFETENSORS")]
     weights: Option<PathBuf>,
-    /// The inputs and live parameters, under their names; other tensors in the file are ignored
+    /// The inputs and live parameters, under their names; other tensors in the file are ignored. What the model carries
+    /// from call to call is empty unless the file has it
     #[arg(long, value_name = "SAFETENSORS")]
     input: PathBuf,
-    /// Where to write the outputs, under their names; on failure it stays as it was
+    /// Where to write the outputs, also those that are carried to a next call, under their names; on failure it stays as it was
     #[arg(long, value_name = "SAFETENSORS")]
     output: PathBuf,
     /// Merge the adapter into the weights when it is loaded

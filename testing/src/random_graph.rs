@@ -5,7 +5,7 @@
 #![expect(clippy::unnecessary_wraps, reason = "every kind of step has one signature")]
 
 use engraft_ir::DType::{F32, I64};
-use engraft_ir::ops::{Constant, EpsilonAt, OutputDora, Reduction, Unary};
+use engraft_ir::ops::{Constant, Elements, EpsilonAt, OutputDora, Reduction, Unary};
 use engraft_ir::{Axis, Bindings, Dim, Graph, GraphBuilder, Shape, Symbol, Tensor, TensorType, dims};
 use proptest::prelude::*;
 
@@ -98,6 +98,7 @@ const KINDS: &[Kind] = &[
     transpose,
     concat,
     slice,
+    rotate,
 ];
 
 impl<'g> Making<'g> {
@@ -151,10 +152,13 @@ fn unary<'g>(_: &mut Making<'g>, step: Step, on: Tensor<'g>, _: &TensorType) -> 
 
 fn guarded_unary<'g>(_: &mut Making<'g>, step: Step, on: Tensor<'g>, _: &TensorType) -> Option<Tensor<'g>> {
     let bounded = on.tanh();
-    Some(match step.choice % 4 {
+    Some(match step.choice % 6 {
         0 => bounded.exp(),
         1 => bounded.square(),
         2 => (bounded.square() + 0.5).sqrt(),
+        // Several turns, but no so large a number that its rounding shows.
+        3 => bounded.scale(20.0).sin(),
+        4 => bounded.scale(20.0).cos(),
         _ => (bounded.square() + 0.5).rsqrt(),
     })
 }
@@ -334,6 +338,22 @@ fn concat<'g>(making: &mut Making<'g>, step: Step, on: Tensor<'g>, ty: &TensorTy
     let short = ty.shape[axis].as_fixed().is_some_and(|dim| dim <= 8) || ty.shape[axis].as_symbol().is_some();
     let other = making.like(ty, step.with).filter(|_| short)?;
     Some(on.concat(&[other], axis as i64))
+}
+
+/// By the angle that an integer is, as in rotary embeddings.
+fn rotate<'g>(making: &mut Making<'g>, step: Step, on: Tensor<'g>, ty: &TensorType) -> Option<Tensor<'g>> {
+    let last = fixed_last(ty).filter(|&last| last <= 64)?;
+    let from = i32::from(step.choice);
+    let integers = if step.with.is_multiple_of(2) {
+        making
+            .g
+            .constant(Constant { shape: dims![last], values: Elements::I32((from..).take(last).collect()) })
+    } else {
+        making.params += 1;
+        making.g.input(&format!("p{}", making.params), I64, dims![last])
+    };
+    let angle = integers.cast(F32);
+    Some(if step.size.is_multiple_of(2) { on * angle.cos() } else { on + angle.sin() })
 }
 
 fn slice<'g>(_: &mut Making<'g>, step: Step, on: Tensor<'g>, ty: &TensorType) -> Option<Tensor<'g>> {

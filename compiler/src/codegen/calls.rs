@@ -26,7 +26,7 @@ pub(super) fn entry_point(kernel: &Kernel) -> Option<&'static str> {
         Kernel::Linear(_) => Some(LINEAR),
         Kernel::Dot(_) => Some(DOT),
         Kernel::RowNorm(_) => Some(ROW_NORM),
-        Kernel::Loop(_) | Kernel::Row(_) | Kernel::Gather(_) => None,
+        Kernel::Loop(_) | Kernel::Row(_) | Kernel::Gather(_) | Kernel::Cast(_) => None,
     }
 }
 
@@ -204,6 +204,6 @@ pub(super) fn dims(kernel: &Kernel) -> Vec<&Dim> {
         Kernel::Linear(l) => [&l.batch, &l.rows, &l.k, &l.out].into_iter().chain(l.rank.as_ref()).collect(),
         Kernel::Dot(dot) => vec![&dot.rows, &dot.k, &dot.out],
         Kernel::RowNorm(norm) => vec![&norm.out, &norm.k, &norm.rank],
-        Kernel::Loop(_) | Kernel::Row(_) | Kernel::Gather(_) => Vec::new(),
+        Kernel::Loop(_) | Kernel::Row(_) | Kernel::Gather(_) | Kernel::Cast(_) => Vec::new(),
     }
 }

@@ -2,8 +2,10 @@
 //! dims as machine integers. Knows no kernels.
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
-use cranelift_codegen::ir::types::{F32, F32X4, I32, I32X4, I64};
-use cranelift_codegen::ir::{BlockArg, ConstantData, InstBuilder, MemFlagsData, StackSlot, Type, Value};
+use cranelift_codegen::ir::types::{F32, F32X4, F64X2, I8X16, I32, I32X4, I64};
+use cranelift_codegen::ir::{
+    BlockArg, ConstantData, Endianness, InstBuilder, MemFlagsData, StackSlot, Type, Value,
+};
 use cranelift_frontend::FunctionBuilder;
 use engraft_ir::{Dim, Symbol};
 use std::collections::BTreeMap;
@@ -282,8 +284,20 @@ impl<'a, 'f> Emit<'a, 'f> {
         }
     }
 
+    /// A number in f64, in both lanes of a vector.
+    pub(super) fn number64(&mut self, width: Width, value: f64) -> Value {
+        match width {
+            Width::Scalar => self.b.ins().f64const(value),
+            Width::Vector => self.pooled_bytes(F64X2, &value.to_le_bytes()),
+        }
+    }
+
     fn pooled(&mut self, ty: Type, lane: u32) -> Value {
-        let lanes = lane.to_le_bytes().repeat(LANES as usize);
+        self.pooled_bytes(ty, &lane.to_le_bytes())
+    }
+
+    fn pooled_bytes(&mut self, ty: Type, lane: &[u8]) -> Value {
+        let lanes = lane.repeat(ty.bytes() as usize / lane.len());
         let constant = self.b.func.dfg.constants.insert(ConstantData::from(lanes.as_slice()));
         self.b.ins().vconst(ty, constant)
     }
@@ -336,6 +350,25 @@ impl<'a, 'f> Emit<'a, 'f> {
 
     pub(super) fn as_float(&mut self, width: Width, value: Value) -> Value {
         self.b.ins().bitcast(width.float(), MemFlagsData::new(), value)
+    }
+
+    /// A vector whose first two lanes are another's last two.
+    pub(super) fn upper_half(&mut self, value: Value) -> Value {
+        self.shuffled([value, value], [8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15])
+    }
+
+    /// The first two lanes of each.
+    pub(super) fn halves(&mut self, low: Value, high: Value) -> Value {
+        self.shuffled([low, high], [0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23])
+    }
+
+    /// A vector of these bytes of two.
+    fn shuffled(&mut self, vectors: [Value; 2], bytes: [u8; 16]) -> Value {
+        let order = MemFlagsData::new().with_endianness(Endianness::Little);
+        let [a, b] = vectors.map(|vector| self.b.ins().bitcast(I8X16, order, vector));
+        let mask = self.b.func.dfg.immediates.push(ConstantData::from(bytes.as_slice()));
+        let shuffled = self.b.ins().shuffle(a, b, mask);
+        self.b.ins().bitcast(F32X4, order, shuffled)
     }
 
     /// The four lanes of a vector, combined in pairs; a scalar is itself.

@@ -1,4 +1,5 @@
-//! The elementwise functions as code: arithmetic, and exp, tanh, erf as polynomials, for scalars and vectors alike.
+//! The elementwise functions as code: arithmetic, and exp, tanh, erf as polynomials, for scalars and vectors alike (sine
+//! and cosine are in `trig.rs`).
 //! Range reductions and minimax coefficients after Moshier's Cephes (single precision); each function's error is
 //! measured over its whole range in `tests/math.rs`. Knows no loops.
 
@@ -12,7 +13,14 @@ use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LOG2_E};
 pub(super) fn is_long(function: Unary) -> bool {
     matches!(
         function,
-        Unary::Exp | Unary::Tanh | Unary::Sigmoid | Unary::Silu | Unary::Gelu | Unary::GeluTanh
+        Unary::Exp
+            | Unary::Tanh
+            | Unary::Sigmoid
+            | Unary::Silu
+            | Unary::Gelu
+            | Unary::GeluTanh
+            | Unary::Sin
+            | Unary::Cos
     )
 }
 
@@ -43,7 +51,8 @@ impl Emit<'_, '_> {
                 self.mul(x, phi)
             }
             Unary::GeluTanh => self.gelu_tanh(width, x),
-            Unary::Sin | Unary::Cos => unreachable!("not there yet"),
+            Unary::Sin => self.sine(width, x, 0),
+            Unary::Cos => self.sine(width, x, 1),
         }
     }
 
@@ -68,7 +77,7 @@ impl Emit<'_, '_> {
     }
 
     /// `|x|`, as [`Self::negate`].
-    fn magnitude(&mut self, width: Width, x: Value) -> Value {
+    pub(super) fn magnitude(&mut self, width: Width, x: Value) -> Value {
         if width == Width::Scalar {
             return self.b.ins().fabs(x);
         }
@@ -83,7 +92,7 @@ impl Emit<'_, '_> {
     }
 
     /// `c₀ xⁿ + c₁ xⁿ⁻¹ + .. + cₙ` (Horner).
-    fn polynomial(&mut self, width: Width, x: Value, coefficients: &[f32]) -> Value {
+    pub(super) fn polynomial(&mut self, width: Width, x: Value, coefficients: &[f32]) -> Value {
         let mut sum = self.number(width, coefficients[0]);
         for &coefficient in &coefficients[1..] {
             let c = self.number(width, coefficient);

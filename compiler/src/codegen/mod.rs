@@ -3,6 +3,7 @@
 //! file. Knows no graphs.
 
 mod calls;
+mod cast;
 mod emit;
 mod gather;
 mod loops;
@@ -11,6 +12,7 @@ mod rows;
 mod sizes;
 mod spec;
 mod stage;
+mod trig;
 
 use crate::plan::kernel::{Kernel, Loop};
 use crate::plan::{Plan, STAGES, stage_index};
@@ -226,6 +228,16 @@ impl<'a, M: Module> Codegen<'a, M> {
                     e.load_symbols(gather.dims());
                     e.run_gather(gather, [table, ids], write, fault, step);
                     e.return_status(0);
+                    Ok(())
+                })
+            }
+            Kernel::Cast(cast) => {
+                self.define(&name, Linkage::Local, (&[I64; 3], None), |this, b, arguments| {
+                    let &[dims, write, read] = arguments else { return Ok(()) };
+                    let mut e = Emit::new(b, dims, &this.symbols);
+                    e.load_symbols([&cast.count]);
+                    e.run_cast(cast, read, write);
+                    e.return_nothing();
                     Ok(())
                 })
             }

@@ -2,11 +2,12 @@
 //! place that knows both the IR's and the runtime's words for types and stages.
 
 use super::sizes::SizesLayout;
-use crate::plan::{BufferId, Plan, STAGES, Storage, stage_index};
-use engraft_ir::{DType, Stage};
+use crate::plan::{BufferId, Carried, Plan, STAGES, Storage, stage_index};
+use engraft_ir::{DType, Dim, Stage};
 use engraft_runtime::abi::Stage as RunStage;
 use engraft_runtime::{
-    Binder, DType as RunDType, ParamSpec, ProgramSpec, StagedSpec, SymbolSpec, TensorSpec,
+    Binder, CarriedSpec, DType as RunDType, Extent, ParamSpec, ProgramSpec, StagedSpec, SymbolSpec,
+    TensorSpec,
 };
 
 pub(super) fn program_spec(plan: &Plan, layout: &mut SizesLayout) -> ProgramSpec {
@@ -48,7 +49,25 @@ pub(super) fn program_spec(plan: &Plan, layout: &mut SizesLayout) -> ProgramSpec
         .collect();
     let steps = plan.steps.iter().map(|step| step.name.clone()).collect();
     let (sizes_len, profiled) = (layout.len(), plan.profiled);
-    ProgramSpec { symbols, inputs, params, staged, outputs, sizes_len, arena_at, steps, profiled }
+    let carried = carried(plan);
+    ProgramSpec { symbols, inputs, params, staged, outputs, carried, sizes_len, arena_at, steps, profiled }
+}
+
+fn carried(plan: &Plan) -> Vec<CarriedSpec> {
+    let extent = |dim: &Dim| match (dim.as_fixed(), dim.as_symbol()) {
+        (Some(extent), _) => Extent::Fixed(extent),
+        (None, Some(symbol)) => {
+            let index = plan.symbols.iter().position(|bound| bound.symbol == *symbol);
+            index.map_or(Extent::Computed, Extent::Symbol)
+        }
+        (None, None) => Extent::Computed,
+    };
+    let carried = |carried: &Carried| CarriedSpec {
+        input: carried.input,
+        output: carried.output,
+        extents: plan.buffer(plan.inputs[carried.input]).ty.shape.iter().map(extent).collect(),
+    };
+    plan.carried.iter().map(carried).collect()
 }
 
 fn tensor(plan: &Plan, layout: &mut SizesLayout, id: BufferId, name: Option<&String>) -> TensorSpec {

@@ -2,11 +2,13 @@
 //! `storage.rs`; which elementwise nodes share a loop is decided before, in `fuse.rs`.
 
 use super::fuse::{Fusion, LoopBuilder, collapse_to_rows};
-use super::kernel::{Dot, Gather, Kernel, Linear, Loop, MatrixLayout, Pack, Packing, Row, RowNorm, RowOp};
-use super::storage::Draft;
-use super::{BufferId, Plan, PlanError, stage_index};
+use super::kernel::{
+    Cast, Dot, Gather, Kernel, Linear, Loop, MatrixLayout, Pack, Packing, Row, RowNorm, RowOp,
+};
+use super::storage::{Draft, carries};
+use super::{Buffer, BufferId, Plan, PlanError, stage_index};
 use engraft_ir::ops::{self, EpsilonAt};
-use engraft_ir::{DType, Dim, Graph, Node, NodeId, Op, Shape, Stage, Stages, TensorType, verify};
+use engraft_ir::{DType, Dim, Graph, Node, NodeId, Op, Shape, Stage, Stages, Symbol, TensorType, verify};
 use std::collections::BTreeMap;
 
 /// How to plan.
@@ -29,7 +31,7 @@ impl Default for PlanOptions {
 pub fn plan(graph: &Graph, options: PlanOptions) -> Result<Plan, PlanError> {
     verify(graph).map_err(|errors| PlanError::Invalid { graph: graph.name().to_owned(), errors })?;
     let is_unsupported =
-        |node: &&Node| node.ty().dtype == DType::F64 || matches!(node.op(), Op::Attention(_) | Op::Cast(_));
+        |node: &&Node| node.ty().dtype == DType::F64 || matches!(node.op(), Op::Attention(_));
     if let Some(node) = graph.nodes().find(is_unsupported) {
         return Err(PlanError::Unsupported { node: node.name().to_owned(), ty: node.ty().clone() });
     }
@@ -50,7 +52,18 @@ pub fn plan(graph: &Graph, options: PlanOptions) -> Result<Plan, PlanError> {
     for output in graph.outputs() {
         planner.output(&output.name, output.node);
     }
-    Ok(planner.draft.finish(&planner.stages))
+    let plan = planner.draft.finish(graph, &planner.stages);
+    unbound(graph, &plan).map_or(Ok(plan), Err)
+}
+
+/// Refuses a symbol that only what is carried could bind, which has no extents before the first call.
+fn unbound(graph: &Graph, plan: &Plan) -> Option<PlanError> {
+    plan.carried.iter().find_map(|carried| {
+        let Buffer { name, ty, .. } = plan.buffer(plan.inputs[carried.input]);
+        let is_bound = |symbol: &Symbol| plan.symbols.iter().any(|bound| bound.symbol == *symbol);
+        let symbol = ty.shape.symbols().into_iter().find(|symbol| !is_bound(symbol))?;
+        Some(PlanError::CarriedSymbol { graph: graph.name().to_owned(), symbol, input: name.clone() })
+    })
 }
 
 /// Refuses numbers that f32 cannot hold.
@@ -163,7 +176,8 @@ impl Planner<'_> {
             }
             Op::Gather(_) => self.gather(id),
             Op::Concat(op) => self.concat(id, op.axis),
-            Op::Attention(_) | Op::Cast(_) => unreachable!("refused by name"),
+            Op::Cast(_) => self.cast(id),
+            Op::Attention(_) => unreachable!("refused by name"),
             Op::Binary(_)
             | Op::Scale(_)
             | Op::Unary(_)
@@ -499,12 +513,22 @@ impl Planner<'_> {
         write
     }
 
+    fn cast(&mut self, id: NodeId) -> BufferId {
+        let x = self.operand(id, 0);
+        let kernel = Cast { from: self.graph.node(x).ty().dtype, count: self.shape(x).elements() };
+        let write = self.result(id);
+        self.step(id, Kernel::Cast(kernel), vec![self.value(x)], write);
+        write
+    }
+
     // --- outputs -----------------------------------------------------------------------------------------------------
 
     /// An output is written where the caller wants it; what is no fresh value of the call is copied there.
     fn output(&mut self, name: &str, id: NodeId) {
         let value = self.value(id);
-        if self.draft.claim_output(name, value, self.graph.node(id).ty()) {
+        if !self.is_carried_as_other(name, value)
+            && self.draft.claim_output(name, value, self.graph.node(id).ty())
+        {
             return;
         }
         let ty = self.graph.node(id).ty().clone();
@@ -512,6 +536,16 @@ impl Planner<'_> {
         let write = self.draft.buffer(name, ty.clone(), Stage::Call);
         self.draft.step(Stage::Call, name.to_owned(), Kernel::Loop(kernel), vec![value], write);
         self.draft.claim_output(name, write, &ty);
+    }
+
+    /// Whether the value is an output of another name, which an input carries: what is appended to must lie there.
+    fn is_carried_as_other(&self, name: &str, value: BufferId) -> bool {
+        let others = self.graph.outputs().iter().filter(|output| output.name != name);
+        let mut shared = others.filter(|output| self.value(output.node) == value);
+        shared.any(|output| {
+            let mut inputs = self.graph.order().into_iter();
+            inputs.any(|id| carries(self.graph, id) == Some(&output.name))
+        })
     }
 }
 

@@ -13,13 +13,15 @@
 //! | `loop`     | the body's operations at every point of the space                                    |
 //! | `row`      | see [`row_flops`]                                                                    |
 //! | `gather`   | none                                                                                 |
+//! | `cast`     | none                                                                                 |
 //!
 //! **Bytes** are the compulsory traffic: of each distinct buffer what the step touches of it, once. Panels count with their
 //! padding, at its most where the padded extent is symbolic. The rows that a gather looks up count once each time they are
-//! named, and no more than the whole table where both are fixed.
+//! named, and no more than the whole table where both are fixed. What is carried from call to call stays where it is, so that
+//! copying it costs nothing.
 
 use super::kernel::{Access, Dot, Expr, Kernel, Linear, Loop, Pack, Row, RowNorm, RowOp};
-use super::{BufferId, Plan, Step};
+use super::{BufferId, Carried, Plan, Step};
 use engraft_ir::Dim;
 use engraft_ir::ops::Reduction;
 use std::collections::BTreeMap;
@@ -61,6 +63,10 @@ enum Part<'a> {
 impl Plan {
     /// What one of its steps costs.
     pub fn cost(&self, step: &Step) -> Cost {
+        if self.stays(step) {
+            let [flops, read, written] = [(); 3].map(|()| Dim::fixed(0));
+            return Cost { flops, read, written };
+        }
         let mut touched: BTreeMap<BufferId, Vec<Part<'_>>> = BTreeMap::new();
         for (&buffer, part) in step.reads.iter().zip(parts_read(step)) {
             let parts = touched.entry(buffer).or_default();
@@ -74,6 +80,14 @@ impl Plan {
             read: read.fold(Dim::fixed(0), |sum, bytes| sum + bytes),
             written: self.bytes_of(step.write, &[part_written(&step.kernel)]),
         }
+    }
+
+    /// Whether a step copies what is carried to where it is.
+    fn stays(&self, step: &Step) -> bool {
+        let is_pair = |carried: &Carried| {
+            step.reads == [self.inputs[carried.input]] && step.write == self.outputs[carried.output].1
+        };
+        matches!(&step.kernel, Kernel::Loop(body) if body.is_identity()) && self.carried.iter().any(is_pair)
     }
 
     /// The bytes of these parts of a buffer; of a buffer that is small enough to be known to be smaller, its own.
@@ -104,9 +118,12 @@ fn parts_read(step: &Step) -> Vec<Part<'_>> {
             let rows = gather.count.clone() * &gather.width * gather.dtype.bytes();
             vec![Part::Bytes(rows), Part::Whole]
         }
-        Kernel::Pack(_) | Kernel::Linear(_) | Kernel::Dot(_) | Kernel::RowNorm(_) | Kernel::Row(_) => {
-            step.reads.iter().map(|_| Part::Whole).collect()
-        }
+        Kernel::Pack(_)
+        | Kernel::Linear(_)
+        | Kernel::Dot(_)
+        | Kernel::RowNorm(_)
+        | Kernel::Row(_)
+        | Kernel::Cast(_) => step.reads.iter().map(|_| Part::Whole).collect(),
     }
 }
 
@@ -129,7 +146,7 @@ fn product<'a>(dims: impl IntoIterator<Item = &'a Dim>) -> Dim {
 
 fn flops(kernel: &Kernel) -> Dim {
     match kernel {
-        Kernel::Pack(Pack { scale: 1.0, .. }) | Kernel::Gather(_) => Dim::fixed(0),
+        Kernel::Pack(Pack { scale: 1.0, .. }) | Kernel::Gather(_) | Kernel::Cast(_) => Dim::fixed(0),
         Kernel::Pack(Pack { batch, matrix, .. }) => product([batch, &matrix.out, &matrix.k]),
         Kernel::Linear(linear) => linear_flops(linear),
         Kernel::Dot(Dot { rows, k, out }) => product([rows, k, out]) * 2,

@@ -1,6 +1,6 @@
 //! Why a graph cannot be planned.
 
-use engraft_ir::{TensorType, VerifyError};
+use engraft_ir::{Symbol, TensorType, VerifyError};
 use thiserror::Error;
 
 /// Why a graph cannot be planned.
@@ -21,6 +21,19 @@ pub enum PlanError {
         node: String,
         /// Its type.
         ty: TensorType,
+    },
+    /// A symbol that only a carried input has, elsewhere than along its first axis.
+    #[error(
+        "graph `{graph}`: dim `{symbol}` of `{input}`, which is carried and empty before the first call, must be an axis of \
+         another input or parameter too"
+    )]
+    CarriedSymbol {
+        /// The graph's name.
+        graph: String,
+        /// The symbol.
+        symbol: Symbol,
+        /// The carried input.
+        input: String,
     },
     /// A number that the graph knows is infinity or 0 in f32.
     #[error(

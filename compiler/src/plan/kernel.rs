@@ -1,5 +1,5 @@
 //! The kernels a plan is made of. Few, each covering many ops: `Pack`, `Linear`, `Dot` and `RowNorm` are the runtime's;
-//! `Loop`, `Row` and `Gather` are emitted as code. A kernel says everything but where its buffers are, so equal kernels
+//! `Loop`, `Row`, `Gather` and `Cast` are emitted as code. A kernel says everything but where its buffers are, so equal kernels
 //! share one piece of code.
 
 use engraft_ir::ops::{Binary, Reduction, Unary};
@@ -24,6 +24,8 @@ pub enum Kernel {
     Row(Row),
     /// See [`Gather`]. Reads: table, ids.
     Gather(Gather),
+    /// See [`Cast`]. Reads: the integers.
+    Cast(Cast),
 }
 
 /// A matrix as it lies in a buffer: element `(j, p)` at `j * out_stride + p * k_stride`.
@@ -214,6 +216,23 @@ pub struct Gather {
     pub width: Dim,
 }
 
+/// `y = x`, contiguous integers as f32, rounded to the nearest, ties to even.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cast {
+    /// The type of x.
+    pub from: DType,
+    /// How many.
+    pub count: Dim,
+}
+
+impl Loop {
+    /// Whether every element is written as it is read, at one and the same place of the two buffers. Where these are one
+    /// piece of memory, there is nothing to do.
+    pub fn is_identity(&self) -> bool {
+        self.body == [Expr::Load(0)] && self.reads == [self.write.clone()]
+    }
+}
+
 impl Kernel {
     /// The name in plans and code.
     pub fn name(&self) -> &'static str {
@@ -233,6 +252,7 @@ impl Kernel {
                 RowOp::RmsNorm { .. } => "rms_norm",
             },
             Self::Gather(_) => "gather",
+            Self::Cast(_) => "cast",
         }
     }
 }

@@ -89,6 +89,16 @@ pub struct BoundSymbol {
     pub axis: usize,
 }
 
+/// An input that a session keeps from call to call, and the output that it becomes: one piece of memory, in which the
+/// input is the beginning of the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// The input's number.
+    pub input: usize,
+    /// The output's number.
+    pub output: usize,
+}
+
 /// The constants' elements.
 pub type ConstantData = engraft_ir::ops::Elements;
 
@@ -111,6 +121,8 @@ pub struct Plan {
     pub staged: Vec<BufferId>,
     /// The outputs: name and buffer, in order.
     pub outputs: Vec<(String, BufferId)>,
+    /// What is carried from call to call.
+    pub carried: Vec<Carried>,
     /// The constants, in order.
     pub constants: Vec<ConstantData>,
     /// The arena of each of [`STAGES`]: the bytes of each slot.

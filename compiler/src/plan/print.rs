@@ -2,7 +2,7 @@
 //! what each costs.
 
 use super::kernel::{Access, Expr, Kernel, Linear, Loop, MatrixLayout, RowOp};
-use super::{Buffer, Plan, STAGES, Step, Storage, stage_index};
+use super::{Buffer, Carried, Plan, STAGES, Step, Storage, stage_index};
 use engraft_ir::Dim;
 use std::fmt;
 
@@ -12,6 +12,9 @@ impl fmt::Display for Plan {
         for (index, bound) in self.symbols.iter().enumerate() {
             let source = &self.buffer(bound.buffer).name;
             writeln!(f, "symbol {index} {} @{}: axis {} of {source}", bound.symbol, bound.stage, bound.axis)?;
+        }
+        for Carried { input, output } in &self.carried {
+            writeln!(f, "carried: input {input} is the beginning of output {output}")?;
         }
         writeln!(f, "\nbuffers")?;
         for (index, buffer) in self.buffers.iter().enumerate() {
@@ -80,6 +83,7 @@ impl fmt::Display for Kernel {
                 }
                 write!(f, "{}{}]", flag(row.weight, "weight"), flag(row.bias, "bias"))
             }
+            Self::Cast(cast) => write!(f, "[{} {} to f32]", cast.count, cast.from),
             Self::Gather(gather) => {
                 write!(
                     f,

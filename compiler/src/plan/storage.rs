@@ -3,8 +3,10 @@
 //! Knows steps only by what they read and write.
 
 use super::kernel::Kernel;
-use super::{BoundSymbol, Buffer, BufferId, ConstantData, Plan, STAGES, SlotId, Step, Storage, stage_index};
-use engraft_ir::{Dim, Graph, Stage, Stages, TensorType};
+use super::{
+    BoundSymbol, Buffer, BufferId, Carried, ConstantData, Plan, STAGES, SlotId, Step, Storage, stage_index,
+};
+use engraft_ir::{Dim, Graph, NodeId, Op, Stage, Stages, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A plan whose buffers have no places yet.
@@ -27,6 +29,7 @@ impl Draft {
             params: Vec::new(),
             staged: Vec::new(),
             outputs: Vec::new(),
+            carried: Vec::new(),
             constants: Vec::new(),
             arenas: Default::default(),
             profiled: false,
@@ -92,8 +95,9 @@ impl Draft {
     }
 
     /// The plan, every buffer in its place.
-    pub(super) fn finish(mut self, stages: &Stages) -> Plan {
+    pub(super) fn finish(mut self, graph: &Graph, stages: &Stages) -> Plan {
         self.plan.steps.sort_by_key(|step| step.stage);
+        self.pair_carried(graph);
         self.bind_symbols(stages);
         self.stage_values();
         for stage in STAGES {
@@ -102,11 +106,28 @@ impl Draft {
         self.plan
     }
 
-    /// Each symbol is bound by the first source of its stage that has it as a whole axis.
+    /// Pairs the inputs that are carried with the outputs that they become.
+    fn pair_carried(&mut self, graph: &Graph) {
+        for (input, &buffer) in self.plan.inputs.iter().enumerate() {
+            let name = &self.plan.buffers[buffer.0].name;
+            let Some(carries) = graph.find(name).and_then(|id| carries(graph, id)) else { continue };
+            if let Some(output) = self.plan.outputs.iter().position(|(output, _)| output == carries) {
+                self.plan.carried.push(Carried { input, output });
+            }
+        }
+    }
+
+    /// Each symbol is bound by the first source of its stage that has it as a whole axis. What is carried binds the rows
+    /// that it has, and nothing else: before the first call it has no other extents.
     fn bind_symbols(&mut self, stages: &Stages) {
-        for &buffer in &self.sources {
+        let inputs: BTreeSet<_> =
+            self.plan.carried.iter().map(|carried| self.plan.inputs[carried.input]).collect();
+        let (carried, others): (Vec<BufferId>, Vec<BufferId>) =
+            self.sources.iter().partition(|&source| inputs.contains(source));
+        for buffer in carried.into_iter().chain(others) {
             let Buffer { ty, stage, .. } = &self.plan.buffers[buffer.0];
-            for (axis, dim) in ty.shape.iter().enumerate() {
+            let axes = if inputs.contains(&buffer) { 1 } else { ty.rank() };
+            for (axis, dim) in ty.shape.iter().enumerate().take(axes) {
                 let Some(symbol) = dim.as_symbol().filter(|symbol| stages.symbol(symbol) == Some(*stage))
                 else {
                     continue;
@@ -158,6 +179,14 @@ impl Draft {
             }
         }
         slots
+    }
+}
+
+/// The output that an input carries.
+pub(super) fn carries(graph: &Graph, id: NodeId) -> Option<&String> {
+    match graph.node(id).op() {
+        Op::Input(input) => input.carries.as_ref(),
+        _ => None,
     }
 }
 

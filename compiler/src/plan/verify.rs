@@ -3,13 +3,15 @@
 //! 2. every buffer is written by a step of its own stage, or is given and never written,
 //! 3. what crosses into a later stage is staged, given, or a constant; an arena's buffers stay within their stage,
 //! 4. each kernel has as many operands as it says, of the types it works in,
-//! 5. every output is written, and every symbol is bound by the axis it names.
+//! 5. every output is written, and every symbol is bound by the axis it names,
+//! 6. what is carried is appended to and nothing else: where an input and an output are one piece of memory, each step
+//!    that writes it either copies the input to its own place, which does nothing, or writes beyond the input's end.
 //!
 //! Whether memory is shared soundly is for `check.rs`, which knows nothing of how the planner decided.
 
 use super::kernel::Kernel;
-use super::{Plan, Step, Storage};
-use engraft_ir::DType;
+use super::{Buffer, BufferId, Carried, Plan, Step, Storage};
+use engraft_ir::{DType, Dim};
 use thiserror::Error;
 
 /// One broken invariant of a plan.
@@ -77,6 +79,23 @@ pub enum PlanInvariant {
         /// The output's name.
         name: String,
     },
+    /// An input and an output that are to share memory are not an input and an output that can: of one type and shape
+    /// but for the first dim, a symbol of the input's, and neither shared with others.
+    #[error("input {input} and output {output} cannot be carried in one piece of memory")]
+    Carried {
+        /// The input.
+        input: usize,
+        /// The output.
+        output: usize,
+    },
+    /// A step writes over what is carried.
+    #[error("step {step} does not write beyond the end of what input {input} carries")]
+    Overwrites {
+        /// The step.
+        step: usize,
+        /// The input.
+        input: usize,
+    },
     /// A symbol is not the axis that is to bind it.
     #[error("symbol `{symbol}` is not axis {axis} of b{buffer}")]
     Symbol {
@@ -113,6 +132,7 @@ pub fn verify(plan: &Plan) -> Result<(), Vec<PlanInvariant>> {
             errors.push(PlanInvariant::Output { name: name.clone() });
         }
     }
+    plan.carried.iter().for_each(|&carried| verify_carried(plan, carried, &mut errors));
     for bound in &plan.symbols {
         let axis = plan.buffer(bound.buffer).ty.shape.get(bound.axis);
         if axis.and_then(|dim| dim.as_symbol()) != Some(&bound.symbol) {
@@ -140,10 +160,44 @@ fn verify_reads(plan: &Plan, index: usize, step: &Step, written: &[bool], errors
     }
 }
 
+/// Checks what an input and an output share, for all values of the symbols.
+fn verify_carried(plan: &Plan, carried: Carried, errors: &mut Vec<PlanInvariant>) {
+    let Carried { input, output } = carried;
+    let fits = |from: &Buffer, to: &Buffer| {
+        let (from, to) = (&from.ty, &to.ty);
+        let grows = from.shape.first().is_some_and(|dim| dim.as_symbol().is_some());
+        grows && from.dtype == to.dtype && from.rank() == to.rank() && from.shape[1..] == to.shape[1..]
+    };
+    let alone = |other: &&Carried| other.input == input || other.output == output;
+    let pair = plan.inputs.get(input).zip(plan.outputs.get(output).map(|(_, id)| id));
+    let pair = pair.filter(|(from, to)| fits(plan.buffer(**from), plan.buffer(**to)));
+    let pair = pair.filter(|_| plan.carried.iter().filter(alone).count() == 1);
+    let Some((&from, &to)) = pair else {
+        errors.push(PlanInvariant::Carried { input, output });
+        return;
+    };
+    let end = plan.buffer(from).ty.shape.elements();
+    for (index, step) in plan.steps.iter().enumerate().filter(|(_, step)| step.write == to) {
+        if !appends(step, from, &end) {
+            errors.push(PlanInvariant::Overwrites { step: index, input });
+        }
+    }
+}
+
+/// Whether a step copies this input to its own place, or writes nothing before `end`. Strides are not negative, so the
+/// first element that a loop writes is the least.
+fn appends(step: &Step, input: BufferId, end: &Dim) -> bool {
+    match &step.kernel {
+        Kernel::Loop(body) if step.reads == [input] && body.is_identity() => true,
+        Kernel::Loop(body) => body.write.offset.checked_sub(end).is_some(),
+        _ => false,
+    }
+}
+
 /// How many buffers a kernel reads.
 fn operand_count(kernel: &Kernel) -> usize {
     match kernel {
-        Kernel::Pack(_) => 1,
+        Kernel::Pack(_) | Kernel::Cast(_) => 1,
         Kernel::Linear(linear) => {
             let epilogue = linear.epilogue.as_ref().map_or(0, |epilogue| epilogue.reads.len() - 1);
             let low_rank = if linear.rank.is_some() { 2 } else { 0 };
@@ -167,6 +221,7 @@ fn verify_operands(plan: &Plan, index: usize, step: &Step, errors: &mut Vec<Plan
             Kernel::Loop(body) => body.dtype,
             Kernel::Gather(gather) if position == 1 => gather.ids,
             Kernel::Gather(gather) => gather.dtype,
+            Kernel::Cast(cast) if position == 0 => cast.from,
             _ => DType::F32,
         };
         let found = plan.buffer(*buffer).ty.dtype;

@@ -39,14 +39,27 @@ pub fn run(program: &Program, graph: &Graph, values: &Values) -> Values {
 pub fn run_in(session: &mut Session, graph: &Graph, values: &Values) -> Values {
     let is_given =
         |op: &Op| matches!(op, Op::Input(_)) || matches!(op, Op::Param(p) if p.binding == Stage::Call);
-    let given: Vec<(String, Tensor)> = graph
+    let tensors: Vec<(String, Tensor)> = graph
         .nodes()
         .filter(|node| is_given(node.op()))
         .map(|node| (node.name().to_owned(), to_tensor(&values[node.name()], node.ty()).unwrap()))
         .collect();
-    let given: Vec<_> = given.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    let outputs = session.run(&given).unwrap_or_else(|e| panic!("{e}"));
+    let carried = carried(session);
+    let is_carried = |name: &str| carried.iter().any(|(input, _)| input == name);
+    let tensors = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    let (kept, given): (Vec<_>, Vec<_>) = tensors.partition(|(name, _)| is_carried(name));
+    session.set_carried(&kept).unwrap_or_else(|e| panic!("{e}"));
+    let mut outputs = session.run(&given).unwrap_or_else(|e| panic!("{e}"));
+    outputs.extend(carried.into_iter().map(|(input, output)| (output, session.carried(&input).unwrap())));
     outputs.into_iter().map(|(name, tensor)| (name, to_value(&tensor).unwrap())).collect()
+}
+
+/// The inputs that a session carries, and the outputs that they become.
+fn carried(session: &Session) -> Vec<(String, String)> {
+    let spec = session.model().program().spec();
+    let names =
+        spec.carried.iter().map(|pair| (&spec.inputs[pair.input].name, &spec.outputs[pair.output].name));
+    names.map(|(input, output)| (input.clone(), output.clone())).collect()
 }
 
 /// The largest difference between two sets of outputs, in units of the tolerance `1e-5 max(1, max|theirs|) + 1e-4

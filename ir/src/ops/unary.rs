@@ -30,9 +30,10 @@ pub enum Unary {
     Sigmoid,
     /// `exp(x)`
     Exp,
-    /// `sin(x)`, x in radians
+    /// `sin(x)`, x in radians. Compiled, it is NaN where |x| exceeds 2²⁰, beyond which the quarter turns are not taken
+    /// out exactly.
     Sin,
-    /// `cos(x)`, x in radians
+    /// `cos(x)`, x in radians. Compiled, it is NaN where |x| exceeds 2²⁰, as [`Self::Sin`].
     Cos,
 }
 

@@ -211,6 +211,7 @@ pub fn spec() -> ProgramSpec {
             tensor("y", DType::F32, 2, 2, "f32[batch, out]"),
             tensor("picked", DType::F32, 1, 0, "f32[batch]"),
         ],
+        carried: Vec::new(),
         sizes_len: SIZES,
         // Loading needs no arena of its own; any size will do.
         arena_at: [10, 10, 13],

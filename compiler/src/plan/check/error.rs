@@ -183,6 +183,16 @@ pub enum CheckError {
         /// The first such byte.
         at: u64,
     },
+    /// A step writes over what is carried from call to call.
+    #[error("{step} writes byte {at} of what {buffer} carries from call to call")]
+    OverwritesCarried {
+        /// The step.
+        step: StepRef,
+        /// The input.
+        buffer: BufferRef,
+        /// The first byte that it writes.
+        at: u64,
+    },
     /// A step writes where it reads.
     #[error("{step} writes {write} where it reads {read}")]
     Overlap {

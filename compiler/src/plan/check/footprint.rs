@@ -215,6 +215,12 @@ impl Extents<'_> {
                 Ok(Footprints { reads, write: self.access(body, &body.write)? })
             }
             Kernel::Row(row) => self.row(row),
+            Kernel::Cast(cast) => {
+                let count = self.of(&cast.count)?;
+                let read = count.saturating_mul(cast.from.bytes() as u64);
+                let reads = vec![Footprint::whole(read)];
+                Ok(Footprints { reads, write: Footprint::whole(count.saturating_mul(F32)) })
+            }
             Kernel::Gather(gather) => {
                 let element = gather.dtype.bytes() as u64;
                 let bytes = |dims: &[&Dim], element: u64| {

@@ -4,10 +4,13 @@
 //! symbols, is that
 //! 1. every buffer fits its place, and every read and write lies within its buffer,
 //! 2. every byte read was written before as a byte of that very buffer, in memory that the stage can reach,
-//! 3. no step writes where it reads, but for a product's epilogue, which works on the product's own output in place,
+//! 3. no step writes where it reads, but for a product's epilogue, which works on the product's own output in place, and
+//!    for a copy of what is carried from call to call onto itself,
 //! 4. what a kernel reads as packed was packed in that form, and from just those matrices,
 //! 5. every staged value is whole when its stage ends, and every output when the call ends,
-//! 6. every extent is known at the stage that needs it.
+//! 6. every extent is known at the stage that needs it,
+//! 7. no step writes over what is carried: an input and the output that it becomes are one region, whose beginning is the
+//!    input, and stays what it is.
 //!
 //! It knows nothing of how the planner decided, and shares no code with it.
 
@@ -17,7 +20,7 @@ mod memory;
 
 pub use error::{BufferRef, CheckError, Packed, StepRef, Unsound};
 
-use super::kernel::{Access, Kernel, Linear, Loop, Packing, RowNorm};
+use super::kernel::{Access, Expr, Kernel, Linear, Loop, Packing, RowNorm};
 use super::{BufferId, Plan, STAGES, Step, Storage};
 use engraft_ir::{Bindings, Dim, DimError, Stage};
 use footprint::{Extents, Footprint, packed_bytes};
@@ -181,11 +184,11 @@ impl Checker<'_> {
         let plan = self.plan;
         let inputs = plan.inputs.iter().enumerate().filter(|_| stage == Stage::Call);
         let params = plan.params.iter().enumerate().filter(|(_, id)| plan.buffer(**id).stage == stage);
-        let given = inputs.map(|(i, &id)| (Region::Input(i), id));
-        let given = given.chain(params.map(|(i, &id)| (Region::Param(i), id)));
+        let given = inputs.map(|(i, &id)| (self.input_region(i), id));
+        let given: Vec<_> = given.chain(params.map(|(i, &id)| (Region::Param(i), id))).collect();
         for (region, id) in given {
             if let Some(bytes) = self.bytes(id, stage) {
-                self.memory.insert(region, Memory::given(id, bytes));
+                self.memory.insert(region, Memory::given(self.owner(id), bytes));
             }
         }
         for (index, buffer) in plan.buffers.iter().enumerate().filter(|_| stage == Stage::Base) {
@@ -224,8 +227,9 @@ impl Checker<'_> {
         let Some((region, written)) = self.touch(index, step.stage, step.write, &footprints.write) else {
             return;
         };
+        let is_in_place = self.copies_carried(step);
         for (id, (read_region, read)) in &reads {
-            if *read_region == region && read.meets(&written) {
+            if *read_region == region && read.meets(&written) && !is_in_place {
                 let (read, write) = (self.buffer(*id), self.buffer(step.write));
                 self.errors.push(CheckError::Overlap { step: StepRef::of(self.plan, index), read, write });
             }
@@ -236,6 +240,9 @@ impl Checker<'_> {
             let (step, buffer) = (StepRef::of(self.plan, index), self.buffer(step.write));
             self.errors.push(CheckError::NotItsOwn { step, buffer });
             return;
+        }
+        if !is_in_place {
+            self.keeps_carried(index, step, &written);
         }
         let memory = self.memory.entry(region).or_default();
         written.runs().for_each(|run| memory.write(run, step.write));
@@ -250,11 +257,12 @@ impl Checker<'_> {
         footprint: &Footprint,
     ) -> Option<(Region, Footprint)> {
         let (region, touched) = self.touch(index, stage, id, footprint)?;
+        let owner = self.owner(id);
         let memory = self.memory.entry(region).or_default();
         // Mostly all of it is written; only else do the gaps between the runs matter.
         let foreign = memory
-            .foreign(touched.span(), id)
-            .and_then(|_| touched.runs().find_map(|run| memory.foreign(run, id)));
+            .foreign(touched.span(), owner)
+            .and_then(|_| touched.runs().find_map(|run| memory.foreign(run, owner)));
         if let Some(Foreign { at, owner }) = foreign {
             let start = touched.span().start - footprint.span().start;
             let (step, buffer, at) = (StepRef::of(self.plan, index), self.buffer(id), at - start);
@@ -301,7 +309,7 @@ impl Checker<'_> {
                 Some(Place { region: Region::Arena, start, bytes })
             }
             Storage::Input(i) if stage == Stage::Call && is_listed(&plan.inputs, i) => {
-                place(Region::Input(i))
+                place(self.input_region(i))
             }
             Storage::Param(i) if buffer.stage <= stage && is_listed(&plan.params, i) => {
                 place(Region::Param(i))
@@ -319,6 +327,40 @@ impl Checker<'_> {
                 place(Region::Output(i))
             }
             _ => None,
+        }
+    }
+
+    /// Where an input is: at the beginning of the output that it becomes, if it is carried.
+    fn input_region(&self, input: usize) -> Region {
+        let carried = self.plan.carried.iter().find(|carried| carried.input == input);
+        carried.map_or(Region::Input(input), |carried| Region::Output(carried.output))
+    }
+
+    /// As which buffer a buffer's bytes count as written: an input that is carried as the output it becomes.
+    fn owner(&self, id: BufferId) -> BufferId {
+        let Storage::Input(input) = self.plan.buffer(id).storage else { return id };
+        let carried = self.plan.carried.iter().find(|carried| carried.input == input);
+        carried.and_then(|carried| self.plan.outputs.get(carried.output)).map_or(id, |(_, output)| *output)
+    }
+
+    /// Whether a step copies an input that is carried to where it is, element by element: the code then does nothing.
+    fn copies_carried(&self, step: &Step) -> bool {
+        let Kernel::Loop(Loop { reads, write, body, .. }) = &step.kernel else { return false };
+        let &[read] = step.reads.as_slice() else { return false };
+        let is_same = reads.as_slice() == std::slice::from_ref(write) && body.as_slice() == [Expr::Load(0)];
+        is_same && read != step.write && self.owner(read) == step.write
+    }
+
+    /// Checks that a step leaves alone what the output that it writes began as.
+    fn keeps_carried(&mut self, index: usize, step: &Step, written: &Footprint) {
+        let plan = self.plan;
+        let Storage::Output(output) = plan.buffer(step.write).storage else { return };
+        let Some(carried) = plan.carried.iter().find(|carried| carried.output == output) else { return };
+        let Some(&input) = plan.inputs.get(carried.input) else { return };
+        let end = self.bytes(input, Stage::Call).unwrap_or(u64::MAX);
+        if !written.is_empty() && written.span().start < end {
+            let (step, buffer) = (StepRef::of(plan, index), self.buffer(input));
+            self.errors.push(CheckError::OverwritesCarried { step, buffer, at: written.span().start });
         }
     }
 
