@@ -2,7 +2,9 @@
 //! `storage.rs`; which elementwise nodes share a loop is decided before, in `fuse.rs`.
 
 use super::fuse::{Fusion, LoopBuilder, collapse_to_rows};
-use super::kernel::{Dot, Gather, Kernel, Linear, Loop, MatrixLayout, Pack, Packing, Row, RowNorm, RowOp};
+use super::kernel::{
+    Attention, Dot, Gather, Kernel, Linear, Loop, MatrixLayout, Pack, Packing, Row, RowNorm, RowOp,
+};
 use super::storage::Draft;
 use super::{BufferId, Plan, PlanError, stage_index};
 use engraft_ir::ops::{self, EpsilonAt};
@@ -28,8 +30,7 @@ impl Default for PlanOptions {
 /// The graph is not valid, or has a type that compiled programs do not compute in, or a number that they cannot hold.
 pub fn plan(graph: &Graph, options: PlanOptions) -> Result<Plan, PlanError> {
     verify(graph).map_err(|errors| PlanError::Invalid { graph: graph.name().to_owned(), errors })?;
-    let is_unsupported =
-        |node: &&Node| node.ty().dtype == DType::F64 || matches!(node.op(), Op::Attention(_) | Op::Cast(_));
+    let is_unsupported = |node: &&Node| node.ty().dtype == DType::F64 || matches!(node.op(), Op::Cast(_));
     if let Some(node) = graph.nodes().find(is_unsupported) {
         return Err(PlanError::Unsupported { node: node.name().to_owned(), ty: node.ty().clone() });
     }
@@ -163,7 +164,8 @@ impl Planner<'_> {
             }
             Op::Gather(_) => self.gather(id),
             Op::Concat(op) => self.concat(id, op.axis),
-            Op::Attention(_) | Op::Cast(_) => unreachable!("refused by name"),
+            Op::Attention(op) => self.attention(id, op),
+            Op::Cast(_) => unreachable!("refused by name"),
             Op::Binary(_)
             | Op::Scale(_)
             | Op::Unary(_)
@@ -496,6 +498,42 @@ impl Planner<'_> {
         let write = self.result(id);
         let reads = vec![self.value(table), self.value(ids)];
         self.step(id, Kernel::Gather(kernel), reads, write);
+        write
+    }
+
+    // --- attention ---------------------------------------------------------------------------------------------------
+
+    fn attention(&mut self, id: NodeId, op: ops::Attention) -> BufferId {
+        let [q, k, v] =
+            [ops::Attention::Q, ops::Attention::K, ops::Attention::V].map(|slot| self.operand(id, slot));
+        let mask = self.graph.operand(id, ops::Attention::MASK);
+        let width = |node, heads| {
+            let width = self.shape(node)[2].as_fixed().expect("the verifier checked that the width is fixed");
+            width / heads
+        };
+        let (d, e) = (width(q, op.heads), width(v, op.kv_heads));
+        let view = |node| LoopBuilder::new(self.graph, &self.fusion, &self.values, None).view(node);
+        let [(q_buffer, q_view), (k_buffer, k_view), (v_buffer, v_view)] = [view(q), view(k), view(v)];
+        let kernel = Attention {
+            batch: self.shape(q)[0].clone(),
+            queries: self.shape(q)[1].clone(),
+            keys: self.shape(k)[1].clone(),
+            heads: op.heads,
+            kv_heads: op.kv_heads,
+            d,
+            e,
+            scale: op.scale as f32,
+            causal: op.causal,
+            window: op.window,
+            mask: mask.map(|mask| self.graph.node(mask).ty().dtype),
+            q: q_view,
+            k: k_view,
+            v: v_view,
+        };
+        let reads = [q_buffer, k_buffer, v_buffer].into_iter().chain(mask.map(|mask| self.value(mask)));
+        let reads = reads.collect();
+        let write = self.result(id);
+        self.step(id, Kernel::Attention(kernel), reads, write);
         write
     }
 
