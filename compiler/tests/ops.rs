@@ -364,7 +364,10 @@ fn attention_on_views() {
     let turned = g.input("turned", F32, dims!["batch", 12, "seq"]).transpose(&[0, 2, 1]);
     g.output("turned", turned.attention(x.slice(2, 3, 12).relu(), x.relu().slice(2, 1, 12), None, op));
     g.output("k", k);
-    let one = g.constant(engraft_ir::ops::Constant { shape: dims![1, 1, 1], values: engraft_ir::ops::Elements::F32(vec![0.5]) });
+    let one = g.constant(engraft_ir::ops::Constant {
+        shape: dims![1, 1, 1],
+        values: engraft_ir::ops::Elements::F32(vec![0.5]),
+    });
     let lone = g.input("lone", F32, dims![1, "seq", 1]);
     g.output("lone", one.attention(lone, lone.transpose(&[0, 1, 2]), None, heads(1, 1, 1)));
     let graph = g.finish().unwrap();

@@ -54,7 +54,7 @@ unsafe fn stream(from: *const f32, count: usize) -> f32 {
 }
 
 #[derive(Clone, Copy)]
-struct Ymm(__m256, __m256);
+pub(super) struct Ymm(__m256, __m256);
 
 // Every block below has one reason: the CPU has AVX2 and FMA and the pointers are good for the floats that the method
 // names, as its caller promises.

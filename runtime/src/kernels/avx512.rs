@@ -55,7 +55,7 @@ unsafe fn stream(from: *const f32, count: usize) -> f32 {
 }
 
 #[derive(Clone, Copy)]
-struct Zmm(__m512);
+pub(super) struct Zmm(__m512);
 
 /// # Safety
 /// The CPU has AVX-512F.

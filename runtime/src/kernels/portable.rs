@@ -41,7 +41,7 @@ unsafe fn stream(from: *const f32, count: usize) -> f32 {
 }
 
 #[derive(Clone, Copy)]
-struct Floats([f32; LANE]);
+pub(super) struct Floats([f32; LANE]);
 
 impl Floats {
     #[inline(always)]
