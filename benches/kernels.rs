@@ -4,7 +4,8 @@
 mod common;
 
 use common::{calls, model, values};
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use engraft::ir::ops::Attention;
 use engraft::prelude::*;
 use std::time::Duration;
 
@@ -50,5 +51,35 @@ fn kernels(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, kernels);
+/// Attention of these shapes: batch, queries, keys, heads, heads of k and v, width of a head.
+const ATTENTION: [(&str, [usize; 6]); 5] = [
+    ("MiniLM 32x128", [32, 128, 128, 12, 12, 32]),
+    ("MiniLM 8x32", [8, 32, 32, 12, 12, 32]),
+    ("MiniLM 1x16", [1, 16, 16, 12, 12, 32]),
+    ("SmolLM2 prompt of 128", [1, 128, 128, 9, 3, 64]),
+    ("SmolLM2 token after 511", [1, 1, 512, 9, 3, 64]),
+];
+
+fn attention(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("attention");
+    group.sample_size(20).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+    for (name, [batch, queries, keys, heads, kv_heads, d]) in ATTENTION {
+        let g = GraphBuilder::new("attention");
+        let q = g.input("q", F32, dims!["batch", queries, heads * d]);
+        let [k, v] = ["k", "v"].map(|name| g.input(name, F32, dims!["batch", keys, kv_heads * d]));
+        let (heads, kv_heads) = (heads as u64, kv_heads as u64);
+        let scale = (d as f64).sqrt().recip();
+        let op = Attention { heads, kv_heads, scale, causal: heads != kv_heads, window: None };
+        g.output("y", q.attention(k, v, None, op));
+        let graph = g.finish().unwrap();
+        let values = values(&graph, batch);
+        let model = model(&graph, false, &values);
+        // Elements of the scores' and the values' products, as if every key were seen.
+        let products = batch * queries * keys * heads as usize * 2 * d;
+        group.throughput(Throughput::Elements(2 * products as u64));
+        group.bench_function(name, |bencher| calls(bencher, &model, &values));
+    }
+}
+
+criterion_group!(benches, kernels, attention);
 criterion_main!(benches);

@@ -7,6 +7,7 @@ mod common;
 use common::{bindings, weights};
 use engraft_compiler::{Options, compile};
 use engraft_ir::DType::F32;
+use engraft_ir::ops::Attention;
 use engraft_ir::{GraphBuilder, Stage, dims, sample};
 use engraft_runtime::{Context, Tensor};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -83,6 +84,9 @@ fn a_layer() {
     let y = x.dora(w, a, b, m / w.lora_norm(a, b, 0.5), None, 0.5).gelu();
     g.output("normed", y.layer_norm(None, None, 1e-5));
     g.output("probabilities", y.softmax(-1));
+    let rows = y.reshape(dims![1, "batch", 130]);
+    let op = Attention { heads: 2, kv_heads: 1, scale: 0.5, causal: true, window: None };
+    g.output("mixed", rows.attention(rows.slice(2, 3, 65), rows.slice(2, 0, 7), None, op));
     let graph = g.finish().unwrap();
     let values = sample::values(&graph, &bindings(&[("batch", 1)]), 1).unwrap();
     let program = compile(&graph, &Options { profile: true, ..Options::default() }).unwrap().program;
@@ -92,7 +96,7 @@ fn a_layer() {
     let mut session = base.load_adapter(&weights(&graph, &values, Stage::Adapter)).unwrap().session();
 
     let [large, small] = [200, 3].map(|batch| Tensor::f32(&[batch, 37], vec![0.25; batch * 37]).unwrap());
-    let mut outputs = [(); 2].map(|()| Tensor::empty(engraft_runtime::DType::F32));
+    let mut outputs = [(); 3].map(|()| Tensor::empty(engraft_runtime::DType::F32));
     session.run_into(&[&large], &mut outputs).unwrap();
     let mut blocks_of_a_round = || {
         let before = BLOCKS.load(Ordering::Relaxed);

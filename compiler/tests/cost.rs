@@ -2,11 +2,13 @@
 //! description says is touched, in a set per buffer. And which roof binds, against trying values.
 #![allow(clippy::unwrap_used)]
 
-use engraft_compiler::plan::kernel::{Access, Expr, Kernel, Linear, Loop, MatrixLayout, Packing, Row, RowOp};
+use engraft_compiler::plan::kernel::{
+    self, Access, Expr, Kernel, Linear, Loop, MatrixLayout, Packing, Row, RowOp, View,
+};
 use engraft_compiler::plan::roofline::{Bound, Roof, bound, least};
 use engraft_compiler::plan::{BufferId, Cost, Plan, PlanOptions, Step, plan};
 use engraft_ir::DType::{F32, I64};
-use engraft_ir::ops::Reduction;
+use engraft_ir::ops::{Attention, Reduction};
 use engraft_ir::{Axis, Bindings, Dim, Graph, GraphBuilder, Symbol, Tensor, dims};
 use engraft_runtime::measure::Machine;
 use engraft_testing::{arb_graph, bindings};
@@ -116,6 +118,14 @@ impl Concrete<'_> {
             Kernel::Row(row) => {
                 (0..self.product(&[&row.outer, &row.inner])).for_each(|_| tally.row(row, self.of(&row.n)));
             }
+            Kernel::Attention(attention) => {
+                let kernel::Attention { batch, queries, keys, heads, d, e, .. } = attention;
+                for _ in 0..self.product(&[batch, queries, keys]) * heads {
+                    tally.product_and_sum(*d);
+                    tally.count(&["scale", "max", "-", "exp", "+", "/"]);
+                    tally.product_and_sum(*e);
+                }
+            }
             Kernel::Gather(_) | Kernel::Cast(_) => {}
         }
         tally.0
@@ -208,6 +218,21 @@ impl Concrete<'_> {
                 [x].into_iter().chain(extras).chain([tensor(&[&row.outer, written, &row.inner])]).collect()
             }
             Kernel::Cast(cast) => vec![tensor(&[&cast.count]); 2],
+            Kernel::Attention(attention) => {
+                let items = self.of(&attention.batch);
+                let view = |(rows, width, view): (&Dim, u64, &View)| -> BTreeSet<u64> {
+                    let (rows, offset) = (self.of(rows), self.of(&view.offset));
+                    let (batch_stride, row_stride) = (self.of(&view.batch_stride), self.of(&view.row_stride));
+                    let row = |b: u64, i: u64| offset + b * batch_stride + i * row_stride;
+                    let row = move |b, i| (0..width).map(move |c| row(b, i) + c);
+                    (0..items).flat_map(|b| (0..rows).flat_map(move |i| row(b, i))).collect()
+                };
+                let mut operands: Vec<_> = attention.operands().map(view).into();
+                operands.extend(attention.mask.map(|_| tensor(&[&attention.batch, &attention.keys])));
+                let width = Dim::fixed(attention.heads * attention.e);
+                operands.push(tensor(&[&attention.batch, &attention.queries, &width]));
+                operands
+            }
             Kernel::Gather(gather) => {
                 let rows = match (gather.count.as_fixed(), gather.rows.as_fixed()) {
                     (Some(count), Some(rows)) => Dim::fixed(count.min(rows)),
@@ -282,6 +307,23 @@ fn costs_of_an_adapted_block_are_what_is_counted() {
     let graph = g.finish().unwrap();
     for (batch, rank) in [(1, 1), (3, 4), (40, 2)] {
         assert_costs(&graph, &bindings(&[("batch", batch), ("r", rank)]));
+    }
+}
+
+/// q, k and v of one row, of several heads and one, a transposed cache, and a mask.
+#[test]
+fn costs_of_attention_are_what_is_counted() {
+    let g = GraphBuilder::new("attention");
+    let x = g.input("x", F32, dims!["batch", "seq", 12]);
+    let cache = g.input("cache", F32, dims!["seq", "batch", 2]).transpose(&[1, 0, 2]);
+    let mask = g.input("mask", I64, dims!["batch", "seq"]);
+    let op = Attention { heads: 2, kv_heads: 1, scale: 0.5, causal: true, window: None };
+    let (q, k, v) = (x.slice(2, 0, 4), x.slice(2, 4, 2), x.slice(2, 6, 6));
+    g.output("own", q.attention(k, v, Some(mask), op));
+    g.output("cached", q.attention(cache, k, None, op));
+    let graph = g.finish().unwrap();
+    for (batch, seq) in [(1, 1), (3, 4), (2, 9)] {
+        assert_costs(&graph, &bindings(&[("batch", batch), ("seq", seq)]));
     }
 }
 

@@ -4,10 +4,12 @@
 
 mod common;
 
-use common::{agree, program};
+use common::{agree, agree_on, bindings, program};
 use engraft_ir::DType::{F32, I32, I64};
-use engraft_ir::ops::{EpsilonAt, OutputDora, Reduction, Unary};
-use engraft_ir::{Graph, GraphBuilder, Tensor, dims};
+use engraft_ir::eval::Values;
+use engraft_ir::ops::{Attention, EpsilonAt, OutputDora, Reduction, Unary};
+use engraft_ir::value::Value;
+use engraft_ir::{Graph, GraphBuilder, Tensor, dims, sample};
 use engraft_runtime::{Context, Options, Tensor as RunTensor, Weights};
 
 /// Extents that catch what a vector loop can get wrong.
@@ -292,5 +294,130 @@ fn outputs_that_are_inputs_parameters_constants_or_shared() {
     let graph = g.finish().unwrap();
     for batch in [0, 1, 3] {
         agree(&graph, &[("batch", batch)], batch);
+    }
+}
+
+/// Softmax attention of this many heads.
+fn heads(heads: u64, kv_heads: u64, d: u64) -> Attention {
+    Attention { heads, kv_heads, scale: (d as f64).sqrt().recip(), causal: false, window: None }
+}
+
+#[test]
+fn attention_over_extents() {
+    for (d, e, causal) in [(1, 1, false), (12, 80, true), (32, 32, false), (64, 5, true), (17, 49, false)] {
+        let g = GraphBuilder::new("op");
+        let q = g.input("q", F32, dims![2, "queries", 3 * d]);
+        let k = g.input("k", F32, dims![2, "keys", 3 * d]);
+        let v = g.input("v", F32, dims![2, "keys", 3 * e]);
+        g.output("y", q.attention(k, v, None, Attention { causal, ..heads(3, 3, d) }));
+        let graph = g.finish().unwrap();
+        for queries in [0, 1, 3, 17, 67, 130] {
+            for keys in [0, 1, 3, 17, 67, 130] {
+                agree(&graph, &[("queries", queries), ("keys", keys)], queries + keys);
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_of_any_width() {
+    for width in (1..=80).chain([127, 128, 129, 257]) {
+        let (d, e) = (width, (width * 7) % 80 + 1);
+        let g = GraphBuilder::new("op");
+        let q = g.input("q", F32, dims![1, "queries", 2 * d]);
+        let k = g.input("k", F32, dims![1, 9, d]);
+        let v = g.input("v", F32, dims![1, 9, e]);
+        g.output("y", q.attention(k, v, None, heads(2, 1, d)));
+        let graph = g.finish().unwrap();
+        for queries in [1, 5] {
+            agree(&graph, &[("queries", queries)], width);
+        }
+    }
+}
+
+#[test]
+fn attention_with_heads_that_share_windows_and_masks() {
+    for (shared, (causal, window)) in
+        [(1, (true, Some(1))), (2, (true, Some(5))), (3, (false, Some(20))), (5, (true, None))]
+    {
+        for dtype in [I32, I64] {
+            let g = GraphBuilder::new("op");
+            let q = g.input("q", F32, dims!["batch", "queries", 2 * shared * 12]);
+            let k = g.input("k", F32, dims!["batch", "keys", 24]);
+            let v = g.input("v", F32, dims!["batch", "keys", 20]);
+            let op = Attention { causal, window, ..heads(2 * shared, 2, 12) };
+            g.output("masked", q.attention(k, v, Some(g.input("mask", dtype, dims!["batch", "keys"])), op));
+            g.output("all", q.attention(k, v, None, op));
+            let graph = g.finish().unwrap();
+            for (queries, keys) in [(1, 200), (3, 3), (17, 70), (130, 130), (67, 20)] {
+                agree(&graph, &[("batch", 3), ("queries", queries), ("keys", keys)], queries + keys);
+            }
+        }
+    }
+}
+
+/// A mask of each kind: padding before and after, holes, nothing at all.
+#[test]
+fn attention_with_padding() {
+    let g = GraphBuilder::new("op");
+    let x = g.input("x", F32, dims!["batch", "seq", 24]);
+    let mask = g.input("mask", I64, dims!["batch", "seq"]);
+    g.output("y", x.attention(x, x, Some(mask), heads(2, 2, 12)));
+    g.output("causal", x.attention(x, x, Some(mask), Attention { causal: true, ..heads(2, 2, 12) }));
+    let graph = g.finish().unwrap();
+    for seq in [1_usize, 17, 67, 130] {
+        let symbols = bindings(&[("batch", 5), ("seq", seq as u64)]);
+        let mut values: Values = sample::values(&graph, &symbols, seq as u64).unwrap();
+        let there = |item: usize, key: usize| match item {
+            0 => key >= seq / 3,
+            1 => key < seq.div_ceil(2),
+            2 => key * key % 7 > 2,
+            3 => false,
+            _ => true,
+        };
+        let mask = ndarray::ArrayD::from_shape_fn(vec![5, seq], |at| i64::from(there(at[0], at[1])));
+        values.insert("mask".to_owned(), Value::Int(mask));
+        agree_on(&graph, &values);
+    }
+}
+
+/// Operands that are read where they lie: parts of one row, parts of a sequence, a transposed cache, one item for all, and
+/// what is none of these.
+#[test]
+fn attention_on_views() {
+    let g = GraphBuilder::new("op");
+    let x = g.input("x", F32, dims!["batch", "seq", 36]);
+    let past = g.input("past", F32, dims!["past", "batch", 12]);
+    let op = Attention { causal: true, ..heads(3, 3, 4) };
+    let [q, k, v] = [0, 12, 24].map(|start| x.slice(2, start, 12));
+    g.output("own", q.attention(k, v, None, op));
+    let keys = past.concat(&[k.transpose(&[1, 0, 2])], 0);
+    let values = past.scale(0.5).concat(&[v.transpose(&[1, 0, 2])], 0);
+    g.output("keys", keys);
+    let cached = [keys, values].map(|cache| cache.transpose(&[1, 0, 2]));
+    g.output("cached", q.attention(cached[0], cached[1], None, op));
+    let shared = g.param("shared", F32, dims![1, 5, 20]).slice(2, 3, 12).slice(1, 1, 3);
+    g.output(
+        "shared",
+        q.attention(
+            shared.broadcast(dims!["batch", 3, 12]),
+            shared.broadcast(dims!["batch", 3, 12]),
+            None,
+            op,
+        ),
+    );
+    // A row is not in one piece, an operand is computed, and what is moved is read by others, too.
+    let turned = g.input("turned", F32, dims!["batch", 12, "seq"]).transpose(&[0, 2, 1]);
+    g.output("turned", turned.attention(x.slice(2, 3, 12).relu(), x.relu().slice(2, 1, 12), None, op));
+    g.output("k", k);
+    let one = g.constant(engraft_ir::ops::Constant {
+        shape: dims![1, 1, 1],
+        values: engraft_ir::ops::Elements::F32(vec![0.5]),
+    });
+    let lone = g.input("lone", F32, dims![1, "seq", 1]);
+    g.output("lone", one.attention(lone, lone.transpose(&[0, 1, 2]), None, heads(1, 1, 1)));
+    let graph = g.finish().unwrap();
+    for (batch, seq, past) in [(1, 1, 0), (2, 3, 5), (3, 50, 70), (2, 1, 17), (0, 4, 4), (2, 0, 3)] {
+        agree(&graph, &[("batch", batch), ("seq", seq), ("past", past)], seq + past);
     }
 }

@@ -8,6 +8,7 @@ use engraft_compiler::plan::check::{CheckError, check, check_all};
 use engraft_compiler::plan::kernel::Kernel;
 use engraft_compiler::plan::{BufferId, Plan, PlanOptions, SlotId, Storage, plan};
 use engraft_ir::DType::{F32, I64};
+use engraft_ir::ops::Attention;
 use engraft_ir::{Dim, Graph, GraphBuilder, Stage, Tensor, dims};
 
 /// A chain of kernels, so that values meet in the arena.
@@ -87,6 +88,23 @@ fn sound_plans_pass() {
             check_all(&plan).unwrap_or_else(|e| panic!("{e}\n{plan}"));
         }
     }
+}
+
+/// q, k and v in one buffer: a view that begins too late reads beyond it.
+#[test]
+fn attention_beyond_its_operand_is_found() {
+    let g = GraphBuilder::new("views");
+    let x = g.input("x", F32, dims!["batch", 4, 12]);
+    let [q, k, v] = [0, 4, 8].map(|start| x.slice(2, start, 4));
+    let op = Attention { heads: 2, kv_heads: 2, scale: 0.5, causal: false, window: None };
+    g.output("y", q.attention(k, v, None, op));
+    let mut plan = planned(&g.finish().unwrap());
+    let [step] = plan.steps.as_mut_slice() else { panic!("{plan}") };
+    let Kernel::Attention(attention) = &mut step.kernel else { panic!("{step}") };
+    attention.v.offset = Dim::fixed(9);
+    let end = 4 * (3 * 4 * 12 + 1);
+    let expected = format!("step 0 (`{}`) reaches byte {end} of b0 (`x`), which has {}", step.name, end - 4);
+    finds(&plan, &expected);
 }
 
 #[test]

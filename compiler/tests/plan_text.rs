@@ -5,9 +5,11 @@
 mod common;
 
 use engraft_compiler::plan::check::check_all;
+use engraft_compiler::plan::kernel::Kernel;
 use engraft_compiler::plan::{Plan, PlanOptions, plan};
 use engraft_compiler::{Options, optimize};
-use engraft_ir::DType::F32;
+use engraft_ir::DType::{F32, I64};
+use engraft_ir::ops::Attention;
 use engraft_ir::{Axis, Graph, GraphBuilder, Stage, Tensor, dims};
 
 /// A graph of one expression on an input `[batch, 6]`.
@@ -86,6 +88,50 @@ fn dora_with_staged_gain() {
         x.dora(w, a, b, gain, None, 0.5)
     });
     insta::assert_snapshot!(planned(&graph, true));
+}
+
+/// Attention of two heads on a hidden size of 6.
+const HEADS: Attention = Attention { heads: 2, kv_heads: 2, scale: 0.5, causal: true, window: None };
+
+/// The plan of a graph that moves no data: attention reads everything where it lies.
+fn without_copies(graph: &Graph) -> Plan {
+    let plan = planned(graph, true);
+    assert!(!plan.steps.iter().any(|step| matches!(step.kernel, Kernel::Loop(_))), "{plan}");
+    plan
+}
+
+/// As BERT has it: q, k and v are layers of their own.
+#[test]
+fn attention_of_separate_layers() {
+    let g = GraphBuilder::new("bert");
+    let x = g.input("x", F32, dims!["batch", "seq", 6]);
+    let mask = g.input("mask", I64, dims!["batch", "seq"]);
+    let [q, k, v] =
+        ["q", "k", "v"].map(|name| x.dense(g.param(&format!("w{name}"), F32, dims![6, 6]), None).named(name));
+    let mixed = q.attention(k, v, Some(mask), Attention { causal: false, ..HEADS });
+    g.output("y", mixed.dense(g.param("wo", F32, dims![6, 6]), None));
+    insta::assert_snapshot!(without_copies(&g.finish().unwrap()));
+}
+
+/// As GPT-2 has it: q, k and v are parts of one layer's output.
+#[test]
+fn attention_of_parts_of_a_layer() {
+    let g = GraphBuilder::new("gpt2");
+    let x = g.input("x", F32, dims!["batch", "seq", 6]);
+    let all = x.dense(g.param("c_attn", F32, dims![18, 6]), None).named("qkv");
+    let [q, k, v] = [0, 6, 12].map(|start| all.slice(2, start, 6));
+    g.output("y", q.attention(k, v, None, HEADS));
+    insta::assert_snapshot!(without_copies(&g.finish().unwrap()));
+}
+
+/// A cache of keys and values, `[time, batch, width]`: time is its first axis, so that it grows at its end.
+#[test]
+fn attention_on_a_cache() {
+    let g = GraphBuilder::new("cache");
+    let q = g.input("q", F32, dims!["batch", 1, 6]);
+    let [k, v] = ["k", "v"].map(|name| g.input(name, F32, dims!["time", "batch", 6]).transpose(&[1, 0, 2]));
+    g.output("y", q.attention(k, v, None, HEADS));
+    insta::assert_snapshot!(without_copies(&g.finish().unwrap()));
 }
 
 #[test]

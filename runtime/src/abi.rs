@@ -229,9 +229,66 @@ pub struct RowNorm {
     pub n: *mut f32,
 }
 
+/// Attention by heads, `y = softmax(scale * q k^T) v` over the keys that a query sees.
+///
+/// Query i stands at key `keys - queries + i`. It sees a key if the mask has no 0 there, if it is causal no key after its
+/// own, and of the keys up to its own the last `window`. A query that sees no key gives 0. Query head h shares the key
+/// head `h / (heads / kv_heads)`.
+///
+/// Element c of row i of batch item b of q is at `q[b * q_batch_stride + i * q_row_stride + c]`, so that parts of a wider
+/// row and a transposed cache are read where they lie; k and v are alike. Nothing that is read may overlap `y`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Attention {
+    /// How many items.
+    pub batch: u64,
+    /// Rows of q and y.
+    pub queries: u64,
+    /// Rows of k and v.
+    pub keys: u64,
+    /// Heads of q and y.
+    pub heads: u64,
+    /// Heads of k and v, a divisor of `heads`.
+    pub kv_heads: u64,
+    /// The width of a head of q and k.
+    pub d: u64,
+    /// The width of a head of v and y.
+    pub e: u64,
+    /// Multiplied into the scores.
+    pub scale: f32,
+    /// 1 if a query sees no key after its own, else 0.
+    pub causal: u32,
+    /// How many keys up to its own a query sees; `u64::MAX` for all.
+    pub window: u64,
+    /// `[batch, queries, heads * d]`.
+    pub q: *const f32,
+    /// Elements from one item's q to the next.
+    pub q_batch_stride: u64,
+    /// Elements from one row of q to the next.
+    pub q_row_stride: u64,
+    /// `[batch, keys, kv_heads * d]`.
+    pub k: *const f32,
+    /// Elements from one item's k to the next.
+    pub k_batch_stride: u64,
+    /// Elements from one row of k to the next.
+    pub k_row_stride: u64,
+    /// `[batch, keys, kv_heads * e]`.
+    pub v: *const f32,
+    /// Elements from one item's v to the next.
+    pub v_batch_stride: u64,
+    /// Elements from one row of v to the next.
+    pub v_row_stride: u64,
+    /// Integers `[batch, keys]`, contiguous, or null for none.
+    pub mask: *const u8,
+    /// The bytes of one of the mask's integers, 4 or 8.
+    pub mask_bytes: u64,
+    /// `[batch, queries, heads * e]`, contiguous.
+    pub y: *mut f32,
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Dot, Fault, Frame, Linear, Pack, RowNorm};
+    use super::{Attention, Dot, Fault, Frame, Linear, Pack, RowNorm};
     use core::mem::{offset_of, size_of};
 
     /// Code compiled ahead of time carries these numbers: changing one breaks every object file.
@@ -316,6 +373,37 @@ mod tests {
                 size_of::<Dot>(),
             ],
             [0, 8, 16, 24, 32, 40, 48]
+        );
+        assert_eq!(
+            [
+                offset_of!(Attention, batch),
+                offset_of!(Attention, queries),
+                offset_of!(Attention, keys),
+                offset_of!(Attention, heads),
+                offset_of!(Attention, kv_heads),
+                offset_of!(Attention, d),
+                offset_of!(Attention, e),
+                offset_of!(Attention, scale),
+                offset_of!(Attention, causal),
+                offset_of!(Attention, window),
+                offset_of!(Attention, q),
+                offset_of!(Attention, q_batch_stride),
+                offset_of!(Attention, q_row_stride),
+                offset_of!(Attention, k),
+                offset_of!(Attention, k_batch_stride),
+                offset_of!(Attention, k_row_stride),
+                offset_of!(Attention, v),
+                offset_of!(Attention, v_batch_stride),
+                offset_of!(Attention, v_row_stride),
+                offset_of!(Attention, mask),
+                offset_of!(Attention, mask_bytes),
+                offset_of!(Attention, y),
+                size_of::<Attention>(),
+            ],
+            [
+                0, 8, 16, 24, 32, 40, 48, 56, 60, 64, 72, 80, 88, 96, 104, 112, 120, 128, 136, 144, 152, 160,
+                168
+            ]
         );
     }
 }

@@ -1,9 +1,9 @@
 //! The functions that compiled code calls by name. They unfold batches into blocks, spread the blocks over the workers
 //! and hand each to a kernel; the arithmetic is the kernels'.
 
-use crate::abi::{Dot, Frame, Linear, Pack, RowNorm};
+use crate::abi::{Attention, Dot, Frame, Linear, Pack, RowNorm};
 use crate::context::Context;
-use crate::kernels::{Block, DotBlock, NormBlock};
+use crate::kernels::{AttentionBlock, Block, DotBlock, Mask, NormBlock, VECTORS};
 use crate::panels::{self, LANE, PANEL, Panel};
 use crate::profile::engraft_mark;
 use crate::workers::Shared;
@@ -18,14 +18,16 @@ const DOT_ROWS: usize = 12;
 ///
 /// ```
 /// let names = engraft_runtime::symbols().map(|(name, _)| name);
-/// assert_eq!(names, ["engraft_pack", "engraft_linear", "engraft_dot", "engraft_row_norm", "engraft_mark"]);
+/// assert_eq!(names[..3], ["engraft_pack", "engraft_linear", "engraft_dot"]);
+/// assert_eq!(names[3..], ["engraft_row_norm", "engraft_attention", "engraft_mark"]);
 /// ```
-pub fn symbols() -> [(&'static str, *const u8); 5] {
+pub fn symbols() -> [(&'static str, *const u8); 6] {
     [
         ("engraft_pack", engraft_pack as *const u8),
         ("engraft_linear", engraft_linear as *const u8),
         ("engraft_dot", engraft_dot as *const u8),
         ("engraft_row_norm", engraft_row_norm as *const u8),
+        ("engraft_attention", engraft_attention as *const u8),
         ("engraft_mark", engraft_mark as *const u8),
     ]
 }
@@ -138,6 +140,23 @@ pub unsafe extern "C" fn engraft_row_norm(frame: *const Frame, norm: *const RowN
     });
 }
 
+/// Computes attention.
+///
+/// # Safety
+/// `frame` is the frame of the running stage; the pointers of `attention` are valid for the extents and strides it gives,
+/// and nobody else touches `y` meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_attention(frame: *const Frame, attention: *const Attention) {
+    // SAFETY: both are the caller's promise.
+    let (context, attention) = unsafe { (context(frame), &*attention) };
+    let shared = Shared(Heads::new(attention));
+    let heads = shared.get();
+    context.workers.run(heads.tasks(), heads.operations(), &|task| {
+        // SAFETY: `block` yields each query vector once; the kernels are ones this CPU can run.
+        unsafe { (context.kernels.attention)(&shared.get().block(task)) }
+    });
+}
+
 /// # Safety
 /// `frame` points to the frame of the running stage.
 unsafe fn context<'a>(frame: *const Frame) -> &'a Context {
@@ -222,6 +241,75 @@ impl<'a> Product<'a> {
                 y: linear.y.add(all_rows * self.out + panel.first),
                 y_stride: self.out,
             }
+        }
+    }
+}
+
+/// An [`Attention`] as the query vectors that share a head of k and v: row i of query head r of the `group` that shares it
+/// is vector `i * group + r`.
+#[derive(Clone, Copy)]
+struct Heads<'a> {
+    attention: &'a Attention,
+    group: usize,
+    vectors: usize,
+    blocks: usize,
+}
+
+impl<'a> Heads<'a> {
+    fn new(attention: &'a Attention) -> Heads<'a> {
+        let group = (attention.heads / attention.kv_heads) as usize;
+        // Without an output there is nothing to do, however many queries.
+        let queries = if attention.e == 0 { 0 } else { attention.queries as usize };
+        let vectors = queries * group;
+        Heads { attention, group, vectors, blocks: vectors.div_ceil(VECTORS) }
+    }
+
+    fn tasks(&self) -> usize {
+        self.attention.batch as usize * self.attention.kv_heads as usize * self.blocks
+    }
+
+    fn operations(&self) -> usize {
+        let Attention { batch, kv_heads, keys, d, e, .. } = *self.attention;
+        [batch, kv_heads, keys, d + e].iter().fold(self.vectors, |all, &n| all.saturating_mul(n as usize))
+    }
+
+    /// The vectors of a task. They vary fastest, so that keys and values stay in cache; then heads, then items.
+    ///
+    /// # Safety
+    /// `task < self.tasks()` and the pointers of the attention are valid.
+    unsafe fn block(&self, task: usize) -> AttentionBlock {
+        let &Attention { queries, keys, heads, kv_heads, d, e, scale, causal, window, .. } = self.attention;
+        let [queries, keys, heads, kv_heads, d, e] =
+            [queries, keys, heads, kv_heads, d, e].map(|n| n as usize);
+        let (rest, block) = (task / self.blocks, task % self.blocks);
+        let (item, head) = (rest / kv_heads, rest % kv_heads);
+        let place = |batch_stride: u64, width: usize| item * batch_stride as usize + head * width;
+        let a = self.attention;
+        // Operands of no elements may be anywhere: wrapping arithmetic.
+        AttentionBlock {
+            first: block * VECTORS,
+            count: (self.vectors - block * VECTORS).min(VECTORS),
+            group: self.group,
+            queries,
+            keys,
+            d,
+            e,
+            scale,
+            causal: causal != 0,
+            window,
+            q: a.q.wrapping_add(place(a.q_batch_stride, self.group * d)),
+            q_row_stride: a.q_row_stride as usize,
+            k: a.k.wrapping_add(place(a.k_batch_stride, d)),
+            k_row_stride: a.k_row_stride as usize,
+            v: a.v.wrapping_add(place(a.v_batch_stride, e)),
+            v_row_stride: a.v_row_stride as usize,
+            mask: match a.mask_bytes {
+                _ if a.mask.is_null() => Mask::None,
+                4 => Mask::I32(a.mask.cast::<i32>().wrapping_add(item * keys)),
+                _ => Mask::I64(a.mask.cast::<i64>().wrapping_add(item * keys)),
+            },
+            y: a.y.wrapping_add(item * queries * heads * e + head * self.group * e),
+            y_row_stride: heads * e,
         }
     }
 }

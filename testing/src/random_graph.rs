@@ -5,7 +5,7 @@
 #![expect(clippy::unnecessary_wraps, reason = "every kind of step has one signature")]
 
 use engraft_ir::DType::{F32, I64};
-use engraft_ir::ops::{Constant, Elements, EpsilonAt, OutputDora, Reduction, Unary};
+use engraft_ir::ops::{Attention, Constant, Elements, EpsilonAt, OutputDora, Reduction, Unary};
 use engraft_ir::{Axis, Bindings, Dim, Graph, GraphBuilder, Shape, Symbol, Tensor, TensorType, dims};
 use proptest::prelude::*;
 
@@ -93,6 +93,7 @@ const KINDS: &[Kind] = &[
     softmax,
     layer_norm,
     matmul,
+    attention,
     reshape,
     broadcast,
     transpose,
@@ -306,6 +307,19 @@ fn matmul<'g>(making: &mut Making<'g>, step: Step, on: Tensor<'g>, ty: &TensorTy
     permutation.swap(ty.rank() - 2, ty.rank() - 1);
     // Scores of rows against rows, tamed as in attention.
     Some(on.tanh().matmul(on.tanh().transpose(&permutation)).softmax(Axis::LAST))
+}
+
+/// Of rows of a batch on themselves, or on others of the same type; with heads where the width has a divisor.
+fn attention<'g>(making: &mut Making<'g>, step: Step, on: Tensor<'g>, ty: &TensorType) -> Option<Tensor<'g>> {
+    let width = fixed_last(ty).filter(|&width| width > 0 && ty.rank() == 3)? as u64;
+    let heads =
+        (1..=4).rev().find(|heads| width.is_multiple_of(*heads)).filter(|_| step.size.is_multiple_of(2));
+    let heads = heads.unwrap_or(1);
+    let (keys, values) = (making.like(ty, step.with)?, making.like(ty, step.with / 7)?);
+    let causal = step.choice.is_multiple_of(3);
+    let window = step.choice.is_multiple_of(5).then_some(u64::from(step.size));
+    let op = Attention { heads, kv_heads: heads, scale: 0.5, causal, window };
+    Some(on.tanh().attention(keys.tanh(), values, None, op))
 }
 
 fn reshape<'g>(_: &mut Making<'g>, step: Step, on: Tensor<'g>, ty: &TensorType) -> Option<Tensor<'g>> {

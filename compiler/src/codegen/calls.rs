@@ -1,7 +1,8 @@
 //! Calls of the runtime's kernels: a structure of the binary interface is filled on the stack and handed over.
 
 use super::emit::{Emit, POINTER, StackUse, memory};
-use crate::plan::kernel::{Dot, Kernel, Linear, Pack, RowNorm};
+use crate::plan::kernel::{Attention, Dot, Kernel, Linear, Pack, RowNorm};
+use cranelift_codegen::ir::types::I32;
 use cranelift_codegen::ir::{FuncRef, InstBuilder, StackSlot, StackSlotData, StackSlotKind, Value};
 use engraft_ir::Dim;
 use engraft_runtime::abi;
@@ -15,6 +16,8 @@ pub(super) const LINEAR: &str = "engraft_linear";
 pub(super) const DOT: &str = "engraft_dot";
 /// See [`PACK`].
 pub(super) const ROW_NORM: &str = "engraft_row_norm";
+/// See [`PACK`].
+pub(super) const ATTENTION: &str = "engraft_attention";
 
 /// The runtime's entry point that is told when a step has ended.
 pub(super) const MARK: &str = "engraft_mark";
@@ -26,6 +29,7 @@ pub(super) fn entry_point(kernel: &Kernel) -> Option<&'static str> {
         Kernel::Linear(_) => Some(LINEAR),
         Kernel::Dot(_) => Some(DOT),
         Kernel::RowNorm(_) => Some(ROW_NORM),
+        Kernel::Attention(_) => Some(ATTENTION),
         Kernel::Loop(_) | Kernel::Row(_) | Kernel::Gather(_) | Kernel::Cast(_) => None,
     }
 }
@@ -189,6 +193,61 @@ impl Emit<'_, '_> {
         self.call_with(entry, frame, &fill);
     }
 
+    /// Computes attention; `reads` are as [`Kernel::Attention`] lists them.
+    pub(super) fn call_attention(
+        &mut self,
+        entry: FuncRef,
+        frame: Value,
+        attention: &Attention,
+        reads: &[Value],
+        y: Value,
+    ) {
+        let fill = self.fill::<abi::Attention>();
+        let extents = [
+            (&attention.batch, offset_of!(abi::Attention, batch)),
+            (&attention.queries, offset_of!(abi::Attention, queries)),
+            (&attention.keys, offset_of!(abi::Attention, keys)),
+            (&attention.q.batch_stride, offset_of!(abi::Attention, q_batch_stride)),
+            (&attention.q.row_stride, offset_of!(abi::Attention, q_row_stride)),
+            (&attention.k.batch_stride, offset_of!(abi::Attention, k_batch_stride)),
+            (&attention.k.row_stride, offset_of!(abi::Attention, k_row_stride)),
+            (&attention.v.batch_stride, offset_of!(abi::Attention, v_batch_stride)),
+            (&attention.v.row_stride, offset_of!(abi::Attention, v_row_stride)),
+        ];
+        for (dim, offset) in extents {
+            self.set_dim(&fill, offset, dim);
+        }
+        let numbers = [
+            (attention.heads, offset_of!(abi::Attention, heads)),
+            (attention.kv_heads, offset_of!(abi::Attention, kv_heads)),
+            (attention.d, offset_of!(abi::Attention, d)),
+            (attention.e, offset_of!(abi::Attention, e)),
+            (attention.window.unwrap_or(u64::MAX), offset_of!(abi::Attention, window)),
+            (attention.mask.map_or(0, |mask| mask.bytes() as u64), offset_of!(abi::Attention, mask_bytes)),
+        ];
+        for (number, offset) in numbers {
+            let value = self.int(number.cast_signed());
+            self.set(&fill, offset, value);
+        }
+        let scale = self.b.ins().f32const(attention.scale);
+        self.set(&fill, offset_of!(abi::Attention, scale), scale);
+        let causal = self.b.ins().iconst(I32, i64::from(attention.causal));
+        self.set(&fill, offset_of!(abi::Attention, causal), causal);
+        let views = [&attention.q, &attention.k, &attention.v];
+        let fields =
+            [offset_of!(abi::Attention, q), offset_of!(abi::Attention, k), offset_of!(abi::Attention, v)];
+        for ((view, &read), offset) in views.into_iter().zip(reads).zip(fields) {
+            let elements = self.dim(&view.offset);
+            let bytes = self.bytes(elements, size_of::<f32>());
+            let first = self.advance(read, bytes);
+            self.set(&fill, offset, first);
+        }
+        let mask = reads.get(3).copied().unwrap_or_else(|| self.int(0));
+        self.set(&fill, offset_of!(abi::Attention, mask), mask);
+        self.set(&fill, offset_of!(abi::Attention, y), y);
+        self.call_with(entry, frame, &fill);
+    }
+
     /// A field of the frame.
     pub(super) fn frame_field(&mut self, frame: Value, offset: usize) -> Value {
         self.b.ins().load(POINTER, memory(), frame, offset as i32)
@@ -204,6 +263,11 @@ pub(super) fn dims(kernel: &Kernel) -> Vec<&Dim> {
         Kernel::Linear(l) => [&l.batch, &l.rows, &l.k, &l.out].into_iter().chain(l.rank.as_ref()).collect(),
         Kernel::Dot(dot) => vec![&dot.rows, &dot.k, &dot.out],
         Kernel::RowNorm(norm) => vec![&norm.out, &norm.k, &norm.rank],
+        Kernel::Attention(attention) => {
+            let views = [&attention.q, &attention.k, &attention.v].into_iter();
+            let views = views.flat_map(|view| [&view.offset, &view.batch_stride, &view.row_stride]);
+            [&attention.batch, &attention.queries, &attention.keys].into_iter().chain(views).collect()
+        }
         Kernel::Loop(_) | Kernel::Row(_) | Kernel::Gather(_) | Kernel::Cast(_) => Vec::new(),
     }
 }

@@ -241,7 +241,11 @@ impl<'a, M: Module> Codegen<'a, M> {
                     Ok(())
                 })
             }
-            Kernel::Pack(_) | Kernel::Linear(_) | Kernel::Dot(_) | Kernel::RowNorm(_) => {
+            Kernel::Pack(_)
+            | Kernel::Linear(_)
+            | Kernel::Dot(_)
+            | Kernel::RowNorm(_)
+            | Kernel::Attention(_) => {
                 unreachable!("the runtime's kernels are called, not emitted")
             }
         }?;

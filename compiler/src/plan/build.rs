@@ -3,7 +3,7 @@
 
 use super::fuse::{Fusion, LoopBuilder, collapse_to_rows};
 use super::kernel::{
-    Cast, Dot, Gather, Kernel, Linear, Loop, MatrixLayout, Pack, Packing, Row, RowNorm, RowOp,
+    Attention, Cast, Dot, Gather, Kernel, Linear, Loop, MatrixLayout, Pack, Packing, Row, RowNorm, RowOp,
 };
 use super::storage::{Draft, carries};
 use super::{Buffer, BufferId, Plan, PlanError, stage_index};
@@ -30,8 +30,7 @@ impl Default for PlanOptions {
 /// The graph is not valid, or has a type that compiled programs do not compute in, or a number that they cannot hold.
 pub fn plan(graph: &Graph, options: PlanOptions) -> Result<Plan, PlanError> {
     verify(graph).map_err(|errors| PlanError::Invalid { graph: graph.name().to_owned(), errors })?;
-    let is_unsupported =
-        |node: &&Node| node.ty().dtype == DType::F64 || matches!(node.op(), Op::Attention(_));
+    let is_unsupported = |node: &&Node| node.ty().dtype == DType::F64;
     if let Some(node) = graph.nodes().find(is_unsupported) {
         return Err(PlanError::Unsupported { node: node.name().to_owned(), ty: node.ty().clone() });
     }
@@ -177,7 +176,7 @@ impl Planner<'_> {
             Op::Gather(_) => self.gather(id),
             Op::Concat(op) => self.concat(id, op.axis),
             Op::Cast(_) => self.cast(id),
-            Op::Attention(_) => unreachable!("refused by name"),
+            Op::Attention(op) => self.attention(id, op),
             Op::Binary(_)
             | Op::Scale(_)
             | Op::Unary(_)
@@ -518,6 +517,42 @@ impl Planner<'_> {
         let kernel = Cast { from: self.graph.node(x).ty().dtype, count: self.shape(x).elements() };
         let write = self.result(id);
         self.step(id, Kernel::Cast(kernel), vec![self.value(x)], write);
+        write
+    }
+
+    // --- attention ---------------------------------------------------------------------------------------------------
+
+    fn attention(&mut self, id: NodeId, op: ops::Attention) -> BufferId {
+        let [q, k, v] =
+            [ops::Attention::Q, ops::Attention::K, ops::Attention::V].map(|slot| self.operand(id, slot));
+        let mask = self.graph.operand(id, ops::Attention::MASK);
+        let width = |node, heads| {
+            let width = self.shape(node)[2].as_fixed().expect("the verifier checked that the width is fixed");
+            width / heads
+        };
+        let (d, e) = (width(q, op.heads), width(v, op.kv_heads));
+        let view = |node| LoopBuilder::new(self.graph, &self.fusion, &self.values, None).view(node);
+        let [(q_buffer, q_view), (k_buffer, k_view), (v_buffer, v_view)] = [view(q), view(k), view(v)];
+        let kernel = Attention {
+            batch: self.shape(q)[0].clone(),
+            queries: self.shape(q)[1].clone(),
+            keys: self.shape(k)[1].clone(),
+            heads: op.heads,
+            kv_heads: op.kv_heads,
+            d,
+            e,
+            scale: op.scale as f32,
+            causal: op.causal,
+            window: op.window,
+            mask: mask.map(|mask| self.graph.node(mask).ty().dtype),
+            q: q_view,
+            k: k_view,
+            v: v_view,
+        };
+        let reads = [q_buffer, k_buffer, v_buffer].into_iter().chain(mask.map(|mask| self.value(mask)));
+        let reads = reads.collect();
+        let write = self.result(id);
+        self.step(id, Kernel::Attention(kernel), reads, write);
         write
     }
 

@@ -14,13 +14,14 @@
 //! | `row`      | see [`row_flops`]                                                                    |
 //! | `gather`   | none                                                                                 |
 //! | `cast`     | none                                                                                 |
+//! | `attention`| batch·heads·queries·keys·(2d + 2e + 6), see [`attention_flops`]                      |
 //!
 //! **Bytes** are the compulsory traffic: of each distinct buffer what the step touches of it, once. Panels count with their
 //! padding, at its most where the padded extent is symbolic. The rows that a gather looks up count once each time they are
 //! named, and no more than the whole table where both are fixed. What is carried from call to call stays where it is, so that
 //! copying it costs nothing.
 
-use super::kernel::{Access, Dot, Expr, Kernel, Linear, Loop, Pack, Row, RowNorm, RowOp};
+use super::kernel::{Access, Attention, Dot, Expr, Kernel, Linear, Loop, Pack, Row, RowNorm, RowOp, View};
 use super::{BufferId, Carried, Plan, Step};
 use engraft_ir::Dim;
 use engraft_ir::ops::Reduction;
@@ -58,6 +59,8 @@ enum Part<'a> {
     /// The elements that an access of a loop reaches.
     Access(&'a Loop, &'a Access),
     Bytes(Dim),
+    /// The bytes of the rows that a view reaches.
+    Rows(Dim, &'a View),
 }
 
 impl Plan {
@@ -96,7 +99,7 @@ impl Plan {
         let bytes = |part: &Part<'_>| match part {
             Part::Whole => whole.clone(),
             Part::Access(body, access) => elements(body, access) * body.dtype.bytes(),
-            Part::Bytes(bytes) => bytes.clone(),
+            Part::Bytes(bytes) | Part::Rows(bytes, _) => bytes.clone(),
         };
         let sum = parts.iter().map(bytes).fold(Dim::fixed(0), |sum, bytes| sum + bytes);
         if sum.checked_sub(&whole).is_some() { whole } else { sum }
@@ -118,6 +121,12 @@ fn parts_read(step: &Step) -> Vec<Part<'_>> {
             let rows = gather.count.clone() * &gather.width * gather.dtype.bytes();
             vec![Part::Bytes(rows), Part::Whole]
         }
+        Kernel::Attention(attention) => {
+            let rows = |(rows, width, view)| rows_read(&attention.batch, rows, width, view);
+            let mut parts: Vec<_> = attention.operands().map(rows).into();
+            parts.extend(attention.mask.map(|_| Part::Whole));
+            parts
+        }
         Kernel::Pack(_)
         | Kernel::Linear(_)
         | Kernel::Dot(_)
@@ -125,6 +134,14 @@ fn parts_read(step: &Step) -> Vec<Part<'_>> {
         | Kernel::Row(_)
         | Kernel::Cast(_) => step.reads.iter().map(|_| Part::Whole).collect(),
     }
+}
+
+/// What a view reaches; an item or a row that is shared is read once.
+fn rows_read<'a>(batch: &Dim, rows: &Dim, width: u64, view: &'a View) -> Part<'a> {
+    let (zero, one) = (Dim::fixed(0), Dim::fixed(1));
+    let once = |extent, stride: &Dim| if *stride == zero { &one } else { extent };
+    let rows = product([once(batch, &view.batch_stride), once(rows, &view.row_stride)]);
+    Part::Rows(rows * width * 4, view)
 }
 
 fn part_written(kernel: &Kernel) -> Part<'_> {
@@ -156,7 +173,16 @@ fn flops(kernel: &Kernel) -> Dim {
         }
         Kernel::Loop(body) => product(&body.space) * operations(body),
         Kernel::Row(row) => row_flops(row),
+        Kernel::Attention(attention) => attention_flops(attention),
     }
+}
+
+/// Of each query head and key: d multiplications and additions and the scale for the score, 5 operations for the softmax
+/// as [`row_flops`] counts them, e multiplications and additions for the values; keys that a query doesn't see included.
+fn attention_flops(attention: &Attention) -> Dim {
+    let Attention { batch, queries, keys, heads, d, e, .. } = attention;
+    let per_key = Dim::fixed(*d) * 2 + Dim::fixed(*e) * 2 + 6;
+    product([batch, queries, keys]) * *heads * per_key
 }
 
 fn linear_flops(linear: &Linear) -> Dim {

@@ -5,10 +5,12 @@
 //! and nothing would be computed twice, up to [`MAX_INLINED`] nodes a chain. What is left are roots: one loop each. A
 //! root whose loop walks a matrix product of its own shape element for element, as the product's only user, becomes the
 //! product's epilogue.
+//!
+//! Movement that only attention and packing read is no loop at all: they read what it moves where it lies.
 
 use super::BufferId;
-use super::kernel::{Access, Expr, Loop};
-use engraft_ir::ops::Binary;
+use super::kernel::{Access, Expr, Loop, View};
+use engraft_ir::ops::{self, Binary};
 use engraft_ir::{DType, Dim, Graph, NodeId, Op, Shape, Stages, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,6 +23,8 @@ const MAX_INLINED: usize = 64;
 #[derive(Default)]
 pub(super) struct Fusion {
     inlined: BTreeSet<NodeId>,
+    /// Of the inlined nodes, those through which attention looks at their operand.
+    viewed: BTreeSet<NodeId>,
     /// Root of an epilogue -> the product it belongs to.
     products: BTreeMap<NodeId, NodeId>,
     /// The products of `products`.
@@ -30,14 +34,24 @@ pub(super) struct Fusion {
 impl Fusion {
     pub(super) fn of(graph: &Graph, stages: &Stages, fuse: bool) -> Self {
         let mut fusion = Self::default();
+        // Users first.
+        let order: Vec<_> = graph.order().into_iter().collect();
+        for &id in order.iter().rev() {
+            if is_viewed(graph, id, &fusion.viewed) {
+                fusion.viewed.insert(id);
+            }
+        }
+        fusion.inlined = fusion.viewed.clone();
         // How much is inlined into each node that is inlined itself, with the node.
         let mut sizes: BTreeMap<NodeId, usize> = BTreeMap::new();
         for id in graph.order() {
             let operands = graph.operands(id).into_iter().flatten();
             let size = 1 + operands.map(|operand| sizes.get(&operand).copied().unwrap_or(1)).sum::<usize>();
+            // What a view shows has a buffer of its own.
+            let is_shown = graph.users(id).iter().any(|(user, _)| fusion.viewed.contains(user));
             if is_packed_transpose(graph, id) {
                 fusion.inlined.insert(id);
-            } else if fuse && size <= MAX_INLINED && inlines(graph, stages, id) {
+            } else if fuse && !is_shown && size <= MAX_INLINED && inlines(graph, stages, id) {
                 fusion.inlined.insert(id);
                 sizes.insert(id, size);
             }
@@ -149,6 +163,25 @@ fn is_packed_transpose(graph: &Graph, id: NodeId) -> bool {
         && source_is_materialised()
 }
 
+/// Movement that leaves rows in one piece and that only attention reads, as q, k or v.
+fn is_viewed(graph: &Graph, id: NodeId, viewed: &BTreeSet<NodeId>) -> bool {
+    let node = graph.node(id);
+    let leaves_rows = || match node.op() {
+        Op::Slice(_) => true,
+        Op::Transpose(op) => op.permutation.last() == Some(&(op.permutation.len() - 1)),
+        Op::Broadcast(_) => {
+            graph.operand(id, 0).is_some_and(|from| graph.node(from).shape().last() == node.shape().last())
+        }
+        _ => false,
+    };
+    let looks = |&(user, slot): &(NodeId, usize)| match graph.node(user).op() {
+        Op::Attention(_) => slot < ops::Attention::MASK,
+        _ => viewed.contains(&user),
+    };
+    let users = graph.users(id);
+    graph.use_count(id) == users.len() && !users.is_empty() && users.iter().all(looks) && leaves_rows()
+}
+
 /// Where an axis of a node lies in the space: along an axis of the space, if any, from an offset.
 #[derive(Clone)]
 struct AxisMap {
@@ -165,6 +198,8 @@ pub(super) struct LoopBuilder<'a> {
     product: Option<NodeId>,
     /// Whether only the shape of the loop matters, and buffers do not exist yet.
     dry: bool,
+    /// Whether a constant of one element is a buffer like any other.
+    views: bool,
     buffers: Vec<BufferId>,
     reads: Vec<(NodeId, Access)>,
     body: Vec<Expr>,
@@ -178,7 +213,7 @@ impl<'a> LoopBuilder<'a> {
         product: Option<NodeId>,
     ) -> Self {
         let (buffers, reads, body) = (Vec::new(), Vec::new(), Vec::new());
-        Self { graph, fusion, values, product, dry: false, buffers, reads, body }
+        Self { graph, fusion, values, product, dry: false, views: false, buffers, reads, body }
     }
 
     /// The loop that computes a whole node.
@@ -195,6 +230,19 @@ impl<'a> LoopBuilder<'a> {
             self.reads.push((product, write.clone()));
         }
         self.root(root, ty, write, true)
+    }
+
+    /// The buffer that holds a node `[batch, rows, width]`, and how.
+    pub(super) fn view(&mut self, id: NodeId) -> (BufferId, View) {
+        self.views = true;
+        let is_inlined = self.fusion.is_inlined(id);
+        let ty = self.graph.node(id).ty();
+        let write = Access { strides: row_major(&ty.shape), offset: Dim::fixed(0) };
+        let (buffers, Loop { reads, .. }) = self.root(id, ty, write, is_inlined);
+        let read = buffers.first().zip(reads.into_iter().next());
+        let (&buffer, Access { strides, offset }) = read.expect("a view reads one buffer");
+        let [batch_stride, row_stride] = [0, 1].map(|axis| strides[axis].clone());
+        (buffer, View { offset, batch_stride, row_stride })
     }
 
     /// The loop that computes one part of a concatenation, into its place in the whole.
@@ -303,7 +351,8 @@ impl<'a> LoopBuilder<'a> {
     /// The value of a node that has a buffer of its own, or is a number.
     fn leaf(&mut self, id: NodeId, map: &[AxisMap], rank: usize) -> usize {
         let node = self.graph.node(id);
-        if let Op::Constant(constant) = node.op()
+        if !self.views
+            && let Op::Constant(constant) = node.op()
             && let engraft_ir::ops::Elements::F32(values) = &constant.values
             && let &[value] = values.as_slice()
         {

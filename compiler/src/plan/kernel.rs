@@ -1,5 +1,5 @@
-//! The kernels a plan is made of. Few, each covering many ops: `Pack`, `Linear`, `Dot` and `RowNorm` are the runtime's;
-//! `Loop`, `Row`, `Gather` and `Cast` are emitted as code. A kernel says everything but where its buffers are, so equal kernels
+//! The kernels a plan is made of. Few, each covering many ops: `Pack`, `Linear`, `Dot`, `RowNorm` and `Attention` are
+//! the runtime's; `Loop`, `Row`, `Gather` and `Cast` are emitted as code. A kernel says everything but where its buffers are, so equal kernels
 //! share one piece of code.
 
 use engraft_ir::ops::{Binary, Reduction, Unary};
@@ -18,6 +18,8 @@ pub enum Kernel {
     Dot(Dot),
     /// See [`RowNorm`]. Reads: panels of W, A as rows, panels of B.
     RowNorm(RowNorm),
+    /// See [`Attention`]. Reads: q, k, v, then the mask if there is one.
+    Attention(Attention),
     /// See [`Loop`]. Reads: one buffer per access.
     Loop(Loop),
     /// See [`Row`]. Reads: x, then, as they are present, weight and bias.
@@ -118,6 +120,64 @@ pub struct RowNorm {
     pub k: Dim,
     /// Rows of A, columns of B.
     pub rank: Dim,
+}
+
+/// `y = softmax(scale q kᵀ) v` by heads, over the keys that a query sees, see [`engraft_ir::ops::Attention`]: y
+/// `[batch, queries, heads·e]`, contiguous. The other operands are read where they lie.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attention {
+    /// How many items.
+    pub batch: Dim,
+    /// Rows of q and y.
+    pub queries: Dim,
+    /// Rows of k and v.
+    pub keys: Dim,
+    /// Heads of q and y.
+    pub heads: u64,
+    /// Heads of k and v.
+    pub kv_heads: u64,
+    /// The width of a head of q and k.
+    pub d: u64,
+    /// The width of a head of v and y.
+    pub e: u64,
+    /// What the scores are multiplied by.
+    pub scale: f32,
+    /// Whether a query sees no key after its own.
+    pub causal: bool,
+    /// How many keys up to its own a query sees.
+    pub window: Option<u64>,
+    /// The element type of the mask `[batch, keys]`, if there is one.
+    pub mask: Option<DType>,
+    /// `[batch, queries, heads·d]`.
+    pub q: View,
+    /// `[batch, keys, kv_heads·d]`.
+    pub k: View,
+    /// `[batch, keys, kv_heads·e]`.
+    pub v: View,
+}
+
+/// Rows of a batch as they lie in a buffer: element `(b, i, c)` at `offset + b * batch_stride + i * row_stride + c`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct View {
+    /// The first element.
+    pub offset: Dim,
+    /// Elements from one item to the next.
+    pub batch_stride: Dim,
+    /// Elements from one row to the next.
+    pub row_stride: Dim,
+}
+
+impl Attention {
+    /// Extents, width of a row and view of q, k and v.
+    pub fn operands(&self) -> [(&Dim, u64, &View); 3] {
+        let Self { queries, keys, heads, kv_heads, d, e, .. } = self;
+        let width = |heads: &u64, width: &u64| heads.saturating_mul(*width);
+        [
+            (queries, width(heads, d), &self.q),
+            (keys, width(kv_heads, d), &self.k),
+            (keys, width(kv_heads, e), &self.v),
+        ]
+    }
 }
 
 /// How a loop walks a buffer: element `(i₀, i₁, ..)` of the space at `offset + Σ iₐ strides[a]`.
@@ -253,6 +313,7 @@ impl Kernel {
             },
             Self::Gather(_) => "gather",
             Self::Cast(_) => "cast",
+            Self::Attention(_) => "attention",
         }
     }
 }

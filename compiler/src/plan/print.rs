@@ -1,7 +1,7 @@
 //! The text form of a plan, for people and snapshots: symbols, buffers with their places, arenas, steps and
 //! what each costs.
 
-use super::kernel::{Access, Expr, Kernel, Linear, Loop, MatrixLayout, RowOp};
+use super::kernel::{Access, Attention, Expr, Kernel, Linear, Loop, MatrixLayout, RowOp, View};
 use super::{Buffer, Carried, Plan, STAGES, Step, Storage, stage_index};
 use engraft_ir::Dim;
 use std::fmt;
@@ -84,6 +84,7 @@ impl fmt::Display for Kernel {
                 write!(f, "{}{}]", flag(row.weight, "weight"), flag(row.bias, "bias"))
             }
             Self::Cast(cast) => write!(f, "[{} {} to f32]", cast.count, cast.from),
+            Self::Attention(attention) => write!(f, "[{attention}]"),
             Self::Gather(gather) => {
                 write!(
                     f,
@@ -102,6 +103,33 @@ fn flag(is_set: bool, name: &str) -> String {
 impl fmt::Display for MatrixLayout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "out {} by {}, k {} by {}", self.out, self.out_stride, self.k, self.k_stride)
+    }
+}
+
+impl fmt::Display for Attention {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { batch, queries, keys, heads, kv_heads, d, e, scale, .. } = self;
+        write!(
+            f,
+            "batch {batch}, queries {queries}, keys {keys}, heads {heads} on {kv_heads}, d {d}, e {e}"
+        )?;
+        write!(f, ", scale {scale}{}", flag(self.causal, "causal"))?;
+        if let Some(window) = self.window {
+            write!(f, ", window {window}")?;
+        }
+        if let Some(mask) = self.mask {
+            write!(f, ", mask {mask}")?;
+        }
+        write!(f, ", q {}, k {}, v {}", self.q, self.k, self.v)
+    }
+}
+
+impl fmt::Display for View {
+    /// `[offset + stride b + stride i + c]`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let strides = [&self.batch_stride, &self.row_stride].map(Clone::clone);
+        let strides = strides.into_iter().chain([Dim::fixed(1)]).collect();
+        Access { strides, offset: self.offset.clone() }.fmt(f)
     }
 }
 

@@ -206,6 +206,7 @@ fn operand_count(kernel: &Kernel) -> usize {
         Kernel::RowNorm(_) => 3,
         Kernel::Loop(body) => body.reads.len(),
         Kernel::Row(row) => 1 + usize::from(row.weight) + usize::from(row.bias),
+        Kernel::Attention(attention) => 3 + usize::from(attention.mask.is_some()),
         Kernel::Dot(_) | Kernel::Gather(_) => 2,
     }
 }
@@ -222,6 +223,7 @@ fn verify_operands(plan: &Plan, index: usize, step: &Step, errors: &mut Vec<Plan
             Kernel::Gather(gather) if position == 1 => gather.ids,
             Kernel::Gather(gather) => gather.dtype,
             Kernel::Cast(cast) if position == 0 => cast.from,
+            Kernel::Attention(attention) if position == 3 => attention.mask.unwrap_or(DType::F32),
             _ => DType::F32,
         };
         let found = plan.buffer(*buffer).ty.dtype;

@@ -91,10 +91,14 @@ pub fn difference(ours: &Values, theirs: &Values) -> f64 {
 
 /// Compiles the graph, fused and as it stands, and compares both with the reference on random values.
 pub fn agree(graph: &Graph, symbols: &[(&str, u64)], seed: u64) {
-    let values = sample::values(graph, &bindings(symbols), seed).unwrap_or_else(|e| panic!("{e}"));
-    let theirs = eval(graph, &values).unwrap_or_else(|e| panic!("{e}"));
+    agree_on(graph, &sample::values(graph, &bindings(symbols), seed).unwrap_or_else(|e| panic!("{e}")));
+}
+
+/// The same on these values.
+pub fn agree_on(graph: &Graph, values: &Values) {
+    let theirs = eval(graph, values).unwrap_or_else(|e| panic!("{e}"));
     for fuse in [true, false] {
-        let ours = run(&program(graph, fuse), graph, &values);
+        let ours = run(&program(graph, fuse), graph, values);
         let worst = difference(&ours, &theirs);
         assert!(
             worst <= 1.0,

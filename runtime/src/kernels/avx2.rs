@@ -2,12 +2,15 @@
 
 use core::arch::x86_64::{
     __m256, __m256d, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehdup_ps,
-    _mm_movehl_ps, _mm_prefetch, _mm256_add_ps, _mm256_castps256_ps128, _mm256_cvtps_pd,
-    _mm256_extractf128_ps, _mm256_fmadd_pd, _mm256_fmadd_ps, _mm256_loadu_pd, _mm256_loadu_ps, _mm256_mul_ps,
-    _mm256_set1_ps, _mm256_storeu_pd, _mm256_storeu_ps,
+    _mm_movehl_ps, _mm_prefetch, _mm256_add_ps, _mm256_castps_si256, _mm256_castps256_ps128,
+    _mm256_castsi256_ps, _mm256_cvtps_pd, _mm256_extractf128_ps, _mm256_fmadd_pd, _mm256_fmadd_ps,
+    _mm256_loadu_pd, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_set1_ps,
+    _mm256_slli_epi32, _mm256_storeu_pd, _mm256_storeu_ps,
 };
 
-use super::{Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, dot, norm, stream, tile};
+use super::{
+    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, attention, dot, norm, stream, tile,
+};
 use crate::panels::LANE;
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -16,6 +19,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     product,
     dot,
     row_norm,
+    attention,
     stream,
 };
 
@@ -38,13 +42,19 @@ unsafe fn row_norm(block: &NormBlock) {
 }
 
 #[target_feature(enable = "avx2,fma")]
+unsafe fn attention(block: &AttentionBlock) {
+    // SAFETY: the block is the caller's promise, the instructions this function's.
+    unsafe { attention::attention::<Ymm>(block) }
+}
+
+#[target_feature(enable = "avx2,fma")]
 unsafe fn stream(from: *const f32, count: usize) -> f32 {
     // SAFETY: the floats are the caller's promise, the instructions this function's.
     unsafe { stream::stream::<Ymm>(from, count) }
 }
 
 #[derive(Clone, Copy)]
-struct Ymm(__m256, __m256);
+pub(super) struct Ymm(__m256, __m256);
 
 // Every block below has one reason: the CPU has AVX2 and FMA and the pointers are good for the floats that the method
 // names, as its caller promises.
@@ -116,6 +126,25 @@ impl Lanes for Ymm {
     unsafe fn add(self, to: Ymm) -> Ymm {
         // SAFETY: as above.
         unsafe { Ymm(_mm256_add_ps(self.0, to.0), _mm256_add_ps(self.1, to.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn min(self, other: Ymm) -> Ymm {
+        // SAFETY: as above.
+        unsafe { Ymm(_mm256_min_ps(self.0, other.0), _mm256_min_ps(self.1, other.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Ymm) -> Ymm {
+        // SAFETY: as above.
+        unsafe { Ymm(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn to_exponent(self) -> Ymm {
+        // SAFETY: as above.
+        let shift = |half| unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(half))) };
+        Ymm(shift(self.0), shift(self.1))
     }
 
     #[inline(always)]

@@ -3,13 +3,15 @@
 use core::arch::x86_64::{
     __m256, __m512, __m512d, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32,
     _mm_movehdup_ps, _mm_movehl_ps, _mm_prefetch, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps256_ps128,
-    _mm256_extractf128_ps, _mm512_add_ps, _mm512_castps_pd, _mm512_castps512_ps256, _mm512_cvtps_pd,
-    _mm512_extractf64x4_pd, _mm512_fmadd_pd, _mm512_fmadd_ps, _mm512_loadu_pd, _mm512_loadu_ps,
-    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_storeu_pd,
-    _mm512_storeu_ps,
+    _mm256_extractf128_ps, _mm512_add_ps, _mm512_castps_pd, _mm512_castps_si512, _mm512_castps512_ps256,
+    _mm512_castsi512_ps, _mm512_cvtps_pd, _mm512_extractf64x4_pd, _mm512_fmadd_pd, _mm512_fmadd_ps,
+    _mm512_loadu_pd, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_max_ps,
+    _mm512_min_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_pd, _mm512_storeu_ps,
 };
 
-use super::{Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, dot, norm, stream, tile};
+use super::{
+    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, attention, dot, norm, stream, tile,
+};
 use crate::panels::LANE;
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -18,6 +20,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     product,
     dot,
     row_norm,
+    attention,
     stream,
 };
 
@@ -40,13 +43,19 @@ unsafe fn row_norm(block: &NormBlock) {
 }
 
 #[target_feature(enable = "avx512f")]
+unsafe fn attention(block: &AttentionBlock) {
+    // SAFETY: the block is the caller's promise, the instructions this function's.
+    unsafe { attention::attention::<Zmm>(block) }
+}
+
+#[target_feature(enable = "avx512f")]
 unsafe fn stream(from: *const f32, count: usize) -> f32 {
     // SAFETY: the floats are the caller's promise, the instructions this function's.
     unsafe { stream::stream::<Zmm>(from, count) }
 }
 
 #[derive(Clone, Copy)]
-struct Zmm(__m512);
+pub(super) struct Zmm(__m512);
 
 /// # Safety
 /// The CPU has AVX-512F.
@@ -117,6 +126,24 @@ impl Lanes for Zmm {
     unsafe fn add(self, to: Zmm) -> Zmm {
         // SAFETY: as above.
         Zmm(unsafe { _mm512_add_ps(self.0, to.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn min(self, other: Zmm) -> Zmm {
+        // SAFETY: as above.
+        Zmm(unsafe { _mm512_min_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Zmm) -> Zmm {
+        // SAFETY: as above.
+        Zmm(unsafe { _mm512_max_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn to_exponent(self) -> Zmm {
+        // SAFETY: as above.
+        Zmm(unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(self.0))) })
     }
 
     #[inline(always)]

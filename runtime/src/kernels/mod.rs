@@ -1,7 +1,7 @@
 //! The kernels: one table of functions for each instruction set, chosen at run time. What they compute and in which
-//! order is written once, in `tile` (products), `dot` (products with few outputs), `norm` (row norms) and `stream` (a
-//! plain read), over [`Lanes`]; an instruction set is an implementation of that trait. Kernels know nothing about
-//! batches, threads or frames.
+//! order is written once, in `tile` (products), `dot` (products with few outputs), `norm` (row norms), `attention` and
+//! `stream` (a plain read), over [`Lanes`]; an instruction set is an implementation of that trait. Kernels know nothing
+//! about batches, threads or frames.
 //!
 //! Every element is summed in an order that only its k decides, whichever tile or thread computes it. So a row's result
 //! depends on nothing but that row, and the kernels that fuse multiply and add agree to the last bit.
@@ -11,7 +11,9 @@
     reason = "instructions are only used where everything is inlined into a function that has them"
 )]
 
+mod attention;
 mod dot;
+mod exp;
 mod norm;
 mod portable;
 mod stream;
@@ -26,6 +28,7 @@ use std::str::FromStr;
 
 use crate::panels::LANE;
 
+pub(crate) use attention::{AttentionBlock, Mask, VECTORS};
 pub(crate) use dot::DotBlock;
 pub(crate) use norm::NormBlock;
 pub(crate) use stream::STREAM_STEP;
@@ -50,6 +53,12 @@ pub(crate) trait Lanes: Copy {
     unsafe fn mul_add(self, by: Self, to: Self) -> Self;
     unsafe fn mul(self, by: Self) -> Self;
     unsafe fn add(self, to: Self) -> Self;
+    /// The smaller of each two floats; `other`'s where one is not a number.
+    unsafe fn min(self, other: Self) -> Self;
+    /// The larger of each two floats; `other`'s where one is not a number.
+    unsafe fn max(self, other: Self) -> Self;
+    /// Each float's bits, 23 places further left: its low bits become an exponent.
+    unsafe fn to_exponent(self) -> Self;
     /// The sum of the lane, by halves: eight and eight, then four and four, and so on.
     unsafe fn sum(self) -> f32;
     /// Adds each float's square, which a 64-bit float holds exactly.
@@ -71,6 +80,7 @@ pub struct Kernels {
     pub(crate) product: unsafe fn(&Block),
     pub(crate) dot: unsafe fn(&DotBlock),
     pub(crate) row_norm: unsafe fn(&NormBlock),
+    pub(crate) attention: unsafe fn(&AttentionBlock),
     pub(crate) stream: unsafe fn(*const f32, usize) -> f32,
 }
 

@@ -1,6 +1,8 @@
 //! Kernels in plain Rust, which the compiler turns into whatever vectors the target has.
 
-use super::{Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, dot, norm, stream, tile};
+use super::{
+    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, attention, dot, norm, stream, tile,
+};
 use crate::panels::LANE;
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -9,6 +11,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     product,
     dot,
     row_norm,
+    attention,
     stream,
 };
 
@@ -27,13 +30,18 @@ unsafe fn row_norm(block: &NormBlock) {
     unsafe { norm::row_norm::<Floats>(block) }
 }
 
+unsafe fn attention(block: &AttentionBlock) {
+    // SAFETY: the block is the caller's promise; plain Rust runs on any CPU.
+    unsafe { attention::attention::<Floats>(block) }
+}
+
 unsafe fn stream(from: *const f32, count: usize) -> f32 {
     // SAFETY: the floats are the caller's promise; plain Rust runs on any CPU.
     unsafe { stream::stream::<Floats>(from, count) }
 }
 
 #[derive(Clone, Copy)]
-struct Floats([f32; LANE]);
+pub(super) struct Floats([f32; LANE]);
 
 impl Floats {
     #[inline(always)]
@@ -104,6 +112,21 @@ impl Lanes for Floats {
     #[inline(always)]
     unsafe fn add(self, to: Floats) -> Floats {
         self.zip(to, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    unsafe fn min(self, other: Floats) -> Floats {
+        self.zip(other, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Floats) -> Floats {
+        self.zip(other, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn to_exponent(self) -> Floats {
+        Floats(self.0.map(|value| f32::from_bits(value.to_bits() << 23)))
     }
 
     #[inline(always)]

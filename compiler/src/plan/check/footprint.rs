@@ -1,7 +1,9 @@
 //! What a kernel touches: which bytes of each buffer it reads and writes, from the kernel's description alone. Knows
 //! nothing about where buffers are.
 
-use crate::plan::kernel::{Access, Dot, Kernel, Linear, Loop, MatrixLayout, Packing, Row, RowNorm, RowOp};
+use crate::plan::kernel::{
+    Access, Attention, Dot, Kernel, Linear, Loop, MatrixLayout, Packing, Row, RowNorm, RowOp, View,
+};
 use engraft_ir::{Bindings, Dim, DimError};
 use std::ops::Range;
 
@@ -187,6 +189,31 @@ impl Extents<'_> {
         Ok(Footprints { reads, write })
     }
 
+    /// Rows of `width` elements.
+    fn view(self, batch: &Dim, rows: &Dim, width: u64, view: &View) -> Result<Footprint, DimError> {
+        let axes = [
+            (self.of(batch)?, self.of(&view.batch_stride)?),
+            (self.of(rows)?, self.of(&view.row_stride)?),
+            (width, 1),
+        ];
+        Ok(Footprint::strided(F32, self.of(&view.offset)?, axes))
+    }
+
+    fn attention(self, attention: &Attention) -> Result<Footprints, DimError> {
+        let Attention { batch, queries, keys, heads, kv_heads, d, e, .. } = attention;
+        let mut reads = vec![
+            self.view(batch, queries, heads.saturating_mul(*d), &attention.q)?,
+            self.view(batch, keys, kv_heads.saturating_mul(*d), &attention.k)?,
+            self.view(batch, keys, kv_heads.saturating_mul(*e), &attention.v)?,
+        ];
+        if let Some(mask) = attention.mask {
+            let elements = self.product(&[batch, keys])?;
+            reads.push(Footprint::whole(elements.saturating_mul(mask.bytes() as u64)));
+        }
+        let width = Dim::fixed(heads.saturating_mul(*e));
+        Ok(Footprints { reads, write: self.tensor(&[batch, queries, &width])? })
+    }
+
     /// What a kernel touches.
     pub(super) fn footprints(self, kernel: &Kernel) -> Result<Footprints, DimError> {
         match kernel {
@@ -221,6 +248,7 @@ impl Extents<'_> {
                 let reads = vec![Footprint::whole(read)];
                 Ok(Footprints { reads, write: Footprint::whole(count.saturating_mul(F32)) })
             }
+            Kernel::Attention(attention) => self.attention(attention),
             Kernel::Gather(gather) => {
                 let element = gather.dtype.bytes() as u64;
                 let bytes = |dims: &[&Dim], element: u64| {
