@@ -5,6 +5,7 @@ mod common;
 
 use common::models::{Recorded, data, ids, json};
 use common::{numbers, value};
+use engraft_import::gguf::Gguf;
 use engraft_import::models::{Architecture, GraphOptions, Kind, Logits, ModelDirectory};
 use engraft_import::peft::PeftAdapter;
 use engraft_import::safetensors::read_weights;
@@ -370,6 +371,36 @@ fn inputs_are_filled() {
     is(&filled("llama", &next, 5, ALL), "position_ids", &[&[3], &[5]]);
     next.insert("position_ids", Tensor::i32(&[2, 1], vec![7, 2]).unwrap());
     is(&filled("llama", &next, 5, ALL), "position_ids", &[&[7], &[2]]);
+}
+
+/// A GGUF file's config and tensors are a model's.
+#[test]
+fn a_gguf_file_is_a_model() {
+    let file = Gguf::open(data_of_models().join("../gguf/llama.gguf")).unwrap();
+    let architecture = Architecture::from_config(&file.config().unwrap()).unwrap();
+    let tensors = architecture.normalise(&file.weights().unwrap()).unwrap();
+    assert_eq!(tensors.weights.len(), architecture.graph(ALL).unwrap().params().len());
+    assert_eq!(tensors.left_out, [""; 0]);
+}
+
+/// A real decoder from a GGUF file, where there is one, gives transformers' logits. The interpreter takes a minute.
+#[test]
+fn smollm2() {
+    let Some(directory) = std::env::var_os("ENGRAFT_MODELS") else {
+        eprintln!("skipped: ENGRAFT_MODELS names no directory of models");
+        return;
+    };
+    let file = Gguf::open(std::path::Path::new(&directory).join("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap();
+    let architecture = Architecture::from_config(&file.config().unwrap()).unwrap();
+    let recorded = json(&data("smollm2").join("greedy.json"));
+    let prompt: Vec<i64> = serde_json::from_value(recorded["logits"]["ids"].clone()).unwrap();
+    let io = Weights::from_iter([("input_ids", ids(&[&prompt]))]);
+    let tolerance = serde_json::json!({"tolerance": {"atol": 1e-5, "rtol": 1e-4}});
+    let case = Recorded::new(architecture, &file.weights().unwrap(), &io, &tolerance);
+    let ours = case.run(None, &case.given, LAST);
+    let theirs = read_weights(data("smollm2").join("logits.safetensors")).unwrap();
+    let theirs = value(theirs.get("logits").unwrap()).as_real().unwrap().clone();
+    case.assert_agree(&ours.to_shape(theirs.len()).unwrap().to_owned().into_dyn(), &theirs);
 }
 
 /// The page that says how a model is added shows one as it is, and the line of the table.

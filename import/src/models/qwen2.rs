@@ -1,6 +1,6 @@
 //! Qwen2 (Yang et al., 2024) and Qwen2.5: Llama with biases on queries, keys and values, and layers that see a window.
 
-use super::config::{Config, ConfigError};
+use super::config::{Config, ConfigError, MAX_SIZE};
 use super::decoder::{Biases, Decoder, IGNORED};
 use super::{Description, GraphOptions, Model};
 use engraft_ir::GraphBuilder;
@@ -23,7 +23,7 @@ pub(super) fn read(config: &Config<'_>) -> Result<Box<dyn Model>, ConfigError> {
 fn windows(config: &Config<'_>, layers: usize) -> Result<Vec<Option<u64>>, ConfigError> {
     let is_used = config.flag("use_sliding_window", false)?;
     let stated = config.optional_size("sliding_window")?;
-    let first = config.integer("max_window_layers", 0, u64::MAX)?.unwrap_or(MAX_WINDOW_LAYERS);
+    let first = config.integer("max_window_layers", 0, MAX_SIZE)?.unwrap_or(MAX_WINDOW_LAYERS);
     let types = config.texts("layer_types")?;
     // Null turns it off; absence does not.
     let window = if config.is_null("sliding_window") { None } else { Some(stated.unwrap_or(WINDOW) as u64) };
