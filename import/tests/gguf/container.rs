@@ -149,6 +149,9 @@ fn values_that_are_none_are_refused() {
     }
 }
 
+/// What is done to a file, and what the error must say.
+type Case<'a> = (&'a dyn Fn(&mut File), &'a [&'a str]);
+
 #[test]
 fn tensors_that_do_not_fit_are_refused() {
     let with = |change: &dyn Fn(&mut File)| {
@@ -156,7 +159,7 @@ fn tensors_that_do_not_fit_are_refused() {
         change(&mut file);
         file.bytes()
     };
-    let cases: [(&dyn Fn(&mut File), &[&str]); 9] = [
+    let cases: [Case<'_>; 9] = [
         (&|file| file.tensors[1].name = file.tensors[0].name.clone(), &["two tensors `token_embd.weight`"]),
         (
             &|file| file.tensors[1].offset = 0,

