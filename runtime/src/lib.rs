@@ -10,6 +10,8 @@
 //! The runtime knows no graphs and compiles nothing. What compiled code and runtime agree on is [`abi`].
 
 pub mod abi;
+#[cfg(feature = "ndarray")]
+mod arrays;
 mod bind;
 mod context;
 mod elements;

@@ -2,6 +2,7 @@
 
 use engraft::compiler::CompileError;
 use engraft::compiler::check::CheckError;
+use engraft::import::models::InputError;
 use engraft::import::peft::{AdapterError, AttachError, ConfigError};
 use engraft::import::safetensors::SafetensorsError;
 use engraft::ir::json::JsonError;
@@ -9,7 +10,10 @@ use engraft::ir::sample::SampleError;
 use engraft::ir::text::TextError;
 use engraft::ir::value::EvalError;
 use engraft::ir::{BuildErrors, DimError, TensorType};
+use engraft::pretrained::sampling::SamplingError;
+use engraft::pretrained::{GenerateError, PretrainedError};
 use engraft::runtime::{CallError, ContextError, LoadError, StateError, TensorError};
+use ndarray_npy::WriteNpyError;
 use std::io;
 use std::path::PathBuf;
 use thiserror::Error;
@@ -79,6 +83,26 @@ pub enum CliError {
     /// The model cannot be compiled.
     #[error(transparent)]
     Compile(#[from] CompileError),
+    /// A pretrained model cannot be opened, compiled or run.
+    #[error(transparent)]
+    Pretrained(#[from] PretrainedError),
+    /// A text does not go on.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    /// Tokens cannot be drawn so.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// The inputs do not fit a pretrained model.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// A NumPy array cannot be written.
+    #[error("{}: {source}", path.display())]
+    WriteNpy {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<WriteNpyError>,
+    },
     /// There are no threads or kernels to run on.
     #[error(transparent)]
     Context(#[from] ContextError),

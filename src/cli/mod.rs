@@ -4,12 +4,16 @@
 mod agreement;
 mod bench;
 mod demo;
+mod embed;
 mod error;
 mod execute;
+mod generate;
 mod layer;
 mod model;
 mod output;
+mod pretrained;
 mod profile;
+mod progress;
 mod roofline;
 mod run;
 mod show;
@@ -37,6 +41,8 @@ enum Command {
     Bench(bench::Bench),
     Show(show::Show),
     Run(run::Run),
+    Embed(embed::Embed),
+    Generate(generate::Generate),
     Verify(verify::Verify),
 }
 
@@ -49,6 +55,8 @@ pub fn main() -> ExitCode {
         Command::Bench(bench) => bench.run(&mut output),
         Command::Show(show) => show.run(&mut output),
         Command::Run(run) => run.run(&mut output),
+        Command::Embed(embed) => embed.run(&mut output),
+        Command::Generate(generate) => generate.run(&mut output),
         Command::Verify(verify) => verify.run(&mut output),
     };
     match result {

@@ -3,18 +3,22 @@
 
 use super::error::{CliError, Sought};
 use clap::Args;
+use engraft::import::models::{Architecture, GraphOptions};
 use engraft::import::peft::{PeftAdapter, attach};
 use engraft::import::safetensors::read_weights;
 use engraft::ir::{Graph, MAX_BYTES, json, text};
+use engraft::pretrained::{Assembled, Pretrained};
 use engraft::runtime::Weights;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A graph, with or without an adapter.
 #[derive(Args)]
 pub struct ModelArgs {
-    /// A graph, as JSON or text; which one is seen from the content
+    /// A graph as JSON or text, which one is seen from the content; or a pretrained model: a directory as Hugging Face
+    /// lays it out, or a GGUF file, with its weights
     model: PathBuf,
     /// A directory that PEFT saved, attached to the modules named in it
     #[arg(long, value_name = "DIR")]
@@ -26,11 +30,14 @@ pub struct ModelArgs {
     residual_base: bool,
 }
 
-/// A graph, and the weights of its adapter.
+/// A graph, and the weights that came with it.
 pub struct Model {
     /// The graph, with the adapter.
     pub graph: Graph,
-    adapter: Option<(PathBuf, Weights)>,
+    /// Tensors and where they came from; later ones take the place of earlier ones of the same name.
+    tensors: Vec<(PathBuf, Weights)>,
+    /// What fills in a pretrained model's inputs.
+    architecture: Option<Architecture>,
 }
 
 impl ModelArgs {
@@ -39,26 +46,66 @@ impl ModelArgs {
     /// # Errors
     /// A file cannot be read, is not what it should be, or does not fit; the error names it.
     pub fn read(&self) -> Result<Model, CliError> {
-        let graph = read_graph(&self.model)?;
-        let Some(path) = &self.adapter else { return Ok(Model { graph, adapter: None }) };
-        let mut adapter = PeftAdapter::open(path)?;
-        if self.residual_base {
-            adapter = adapter.on_residual_base();
+        let adapter = self.adapter()?;
+        if Pretrained::is_one(&self.model) {
+            return self.pretrained(adapter);
         }
+        let graph = read_graph(&self.model)?;
+        let Some((path, adapter)) = adapter else {
+            return Ok(Model { graph, tensors: Vec::new(), architecture: None });
+        };
         let attached = attach(&graph, &adapter)
             .map_err(|source| CliError::Attach { path: path.clone(), source: Box::new(source) })?;
-        Ok(Model { graph: attached.graph, adapter: Some((path.clone(), attached.weights)) })
+        Ok(Model { graph: attached.graph, tensors: vec![(path, attached.weights)], architecture: None })
+    }
+
+    fn adapter(&self) -> Result<Option<(PathBuf, PeftAdapter)>, CliError> {
+        let Some(path) = &self.adapter else { return Ok(None) };
+        let adapter = PeftAdapter::open(path)?;
+        let adapter = if self.residual_base { adapter.on_residual_base() } else { adapter };
+        Ok(Some((path.clone(), adapter)))
+    }
+
+    fn pretrained(&self, adapter: Option<(PathBuf, PeftAdapter)>) -> Result<Model, CliError> {
+        let mut model = Pretrained::open(&self.model)?;
+        if let Some((path, adapter)) = adapter {
+            model = model.with_adapter(&path, adapter);
+        }
+        let Assembled { graph, base, adapter, .. } = model.assemble(GraphOptions::default())?;
+        let path = self.adapter.clone().unwrap_or_default();
+        let tensors = vec![(self.model.clone(), base), (path, adapter)];
+        Ok(Model { graph, tensors, architecture: Some(model.architecture().clone()) })
     }
 }
 
 impl Model {
-    /// The weights of a file, and the adapter's, which take the place of the file's of the same name.
+    /// What a call takes of these tensors: all of them, and what a pretrained model's inputs are if they are not given.
+    ///
+    /// # Errors
+    /// They do not fit the model.
+    pub fn inputs(&self, given: Weights) -> Result<Weights, CliError> {
+        let Some(architecture) = &self.architecture else { return Ok(given) };
+        let is_input = |name: &str| self.graph.inputs().iter().any(|input| input.name == name);
+        // Other tensors in the file are ignored, and what is carried is not the architecture's business.
+        let carried = |name: &str| self.graph.outputs().iter().any(|output| output.name == name);
+        let named = given.iter().filter(|(name, _)| is_input(name) && !carried(name));
+        let named = named.map(|(name, tensor)| (name, Arc::clone(tensor))).collect();
+        let past = given.iter().filter(|(name, _)| is_input(name) && carried(name));
+        let past = past.filter_map(|(_, tensor)| tensor.shape().first().copied()).max().unwrap_or(0);
+        let mut inputs = given;
+        for (name, tensor) in architecture.fill_inputs(&named, past, GraphOptions::default())? {
+            inputs.insert(name, tensor);
+        }
+        Ok(inputs)
+    }
+
+    /// The weights of a file, and those that came with the model, which take the place of the file's of the same name.
     ///
     /// # Errors
     /// The file cannot be read.
     pub fn weights(&self, file: Option<&Path>) -> Result<Weights, CliError> {
         let mut weights = file.map_or_else(|| Ok(Weights::new()), read_weights)?;
-        for (name, tensor) in self.adapter.iter().flat_map(|(_, tensors)| tensors.iter()) {
+        for (name, tensor) in self.tensors.iter().flat_map(|(_, tensors)| tensors.iter()) {
             weights.insert(name, tensor.clone());
         }
         Ok(weights)
@@ -66,8 +113,8 @@ impl Model {
 
     /// Where [`weights`](Self::weights) looks.
     pub fn sought(&self, file: Option<&Path>) -> Sought {
-        let adapter = self.adapter.as_ref().map(|(path, _)| path.clone());
-        let files: Vec<_> = file.map(Path::to_owned).into_iter().chain(adapter).collect();
+        let came_with = self.tensors.iter().map(|(path, _)| path.clone());
+        let files: Vec<_> = file.map(Path::to_owned).into_iter().chain(came_with).collect();
         if files.is_empty() { Sought::Nowhere } else { Sought::In(files) }
     }
 }

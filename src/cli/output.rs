@@ -47,6 +47,15 @@ impl Output {
         Ok(self.stream.flush()?)
     }
 
+    /// Writes facts as JSON on one line.
+    ///
+    /// # Errors
+    /// [`CliError::Output`].
+    pub fn json_line(&mut self, facts: &impl Serialize) -> Result<(), CliError> {
+        let json = serde_json::to_string(facts).map_err(io::Error::from)?;
+        self.line(json)
+    }
+
     /// Writes facts as JSON.
     ///
     /// # Errors

@@ -74,7 +74,8 @@ impl Run {
     /// Something cannot be read, does not fit, or cannot be written; then no output file is touched.
     pub fn run(&self, output: &mut Output) -> Result<(), CliError> {
         let model = self.model.read()?;
-        let (weights, given) = (model.weights(self.weights.as_deref())?, read_weights(&self.input)?);
+        let (weights, given) =
+            (model.weights(self.weights.as_deref())?, model.inputs(read_weights(&self.input)?)?);
         let options = Options { merge: self.merge, profile: self.profile, ..Options::default() };
         let (compiled, compile) = timed(|| Ok(compile(&model.graph, &options)?))?;
         let threads = if self.profile { one_thread() } else { engraft::runtime::Options::default() };

@@ -7,7 +7,7 @@ use super::tensors::{Normalised, TensorsError};
 use crate::json::{parse_object, read_limited};
 use crate::safetensors::{SafetensorsError, read_weights};
 use engraft_runtime::Weights;
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -127,6 +127,7 @@ pub enum DirectoryError {
 #[derive(Clone, Debug)]
 pub struct ModelDirectory {
     path: PathBuf,
+    config: Map<String, Json>,
     architecture: Architecture,
     tensors: Normalised,
 }
@@ -143,17 +144,23 @@ impl ModelDirectory {
         let path = path.as_ref();
         let file = path.join(CONFIG_FILE);
         let text = read(&file, MAX_CONFIG)?;
-        let architecture = config::parse(&text).and_then(|config| Architecture::from_config(&config));
-        let architecture = architecture.map_err(|source| DirectoryError::Config { path: file, source })?;
+        let in_file = |source| DirectoryError::Config { path: file.clone(), source };
+        let config = config::parse(&text).map_err(in_file)?;
+        let architecture = Architecture::from_config(&config).map_err(in_file)?;
         let weights = weights(path)?;
         let tensors = architecture.normalise(&weights);
         let tensors = tensors.map_err(|source| DirectoryError::Tensors { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), architecture, tensors })
+        Ok(Self { path: path.to_owned(), config, architecture, tensors })
     }
 
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The whole `config.json`, for what the graph does not depend on.
+    pub fn config(&self) -> &Map<String, Json> {
+        &self.config
     }
 
     /// The model.

@@ -184,6 +184,11 @@ impl Architecture {
         self.model.description().context
     }
 
+    /// Whether it has token types, and so an input `token_type_ids`.
+    pub fn has_token_types(&self) -> bool {
+        self.model.description().token_types.is_some()
+    }
+
     /// The graph. Its parameters are called as [`normalise`](Self::normalise) calls the tensors, which is how PEFT saw
     /// them. Inputs, all i64: `input_ids` and `position_ids` `[batch, seq]`; `attention_mask` `[batch, seq]`, of a
     /// decoder `[batch, past + seq]`; `token_type_ids` `[batch, seq]` where the model has them; `last_tokens` with

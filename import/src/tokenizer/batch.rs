@@ -55,7 +55,15 @@ impl TextTokenizer {
     pub fn encode_batch<S: AsRef<str>>(&self, texts: &[S]) -> Result<Batch, TokenizerError> {
         let encoded: Vec<_> =
             texts.iter().map(|text| self.encode(text.as_ref())).collect::<Result<_, _>>()?;
-        let padded = Batch::pad(&encoded, self.pad_id);
+        self.pad(&encoded)
+    }
+
+    /// Texts that were taken apart before, padded on the right to the longest.
+    ///
+    /// # Errors
+    /// Never for texts that fit in memory.
+    pub fn pad(&self, texts: &[Encoded]) -> Result<Batch, TokenizerError> {
+        let padded = Batch::pad(texts, self.pad_id);
         padded.map_err(|source| self.failed("padding texts", source.into()))
     }
 }

@@ -1,0 +1,145 @@
+//! Why a pretrained model cannot be opened, compiled or run. Each variant says what was being done; the crates say what
+//! went wrong.
+
+use crate::CompileError;
+use crate::import::gguf::GgufError;
+use crate::import::models::{ConfigError, DirectoryError, InputError, Kind, TensorsError};
+use crate::import::peft::{AdapterError, AttachError};
+use crate::import::sentence::{PoolError, SentenceError};
+use crate::import::tokenizer::TokenizerError;
+use crate::runtime::{CallError, ContextError, LoadError, TensorError};
+use engraft_ir::BuildErrors;
+use std::io;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Why a pretrained model cannot be opened, compiled or run.
+#[derive(Debug, Error)]
+pub enum PretrainedError {
+    /// A file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is not JSON.
+    #[error("{}: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// A field names no tokens.
+    #[error("{}: `eos_token_id` is {found}, expected an id or a list of ids", path.display())]
+    EndTokens {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+    },
+    /// A model directory cannot be read.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// A GGUF file cannot be read.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// A configuration says something that is not supported.
+    #[error("{}: {source}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What.
+        source: ConfigError,
+    },
+    /// Tensors are not the model's.
+    #[error("{}: {source}", path.display())]
+    Tensors {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: TensorsError,
+    },
+    /// An adapter cannot be read.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// An adapter does not fit the model.
+    #[error("{}: {source}", path.display())]
+    Attach {
+        /// The adapter's directory.
+        path: PathBuf,
+        /// Why.
+        source: Box<AttachError>,
+    },
+    /// A tokenizer cannot be read, or failed on a text.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The files of sentence-transformers cannot be read.
+    #[error(transparent)]
+    Sentence(#[from] SentenceError),
+    /// Hidden states cannot be pooled.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// The configuration makes no graph.
+    #[error(transparent)]
+    Build(#[from] BuildErrors),
+    /// The graph cannot be compiled.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// There is no place to run in.
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    /// Weights cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Inputs do not fit the model.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// A call failed.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// A tensor is not of the type or shape that it should have.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// The model is of the other kind.
+    #[error("{}: a model of type `{architecture}` is {}, expected {}", path.display(), kind(.found), kind(.expected))]
+    Kind {
+        /// Where the model came from.
+        path: PathBuf,
+        /// Its type.
+        architecture: &'static str,
+        /// What it is.
+        found: Kind,
+        /// What was needed.
+        expected: Kind,
+    },
+    /// The tokenizer has ids that the model has no embedding for.
+    #[error("{}: the tokenizer has {tokens} ids, but the model has embeddings for {vocab} only", path.display())]
+    Vocabulary {
+        /// Where both came from.
+        path: PathBuf,
+        /// The tokenizer's.
+        tokens: usize,
+        /// The model's.
+        vocab: usize,
+    },
+    /// The files of sentence-transformers give another width than the model has.
+    #[error("{}: pooling is said to give {said} numbers, but the model's states have {found}", path.display())]
+    Width {
+        /// Where both came from.
+        path: PathBuf,
+        /// What the files say.
+        said: usize,
+        /// What the model has.
+        found: usize,
+    },
+}
+
+fn kind(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Encoder => "an encoder, which gives a state for each token",
+        Kind::Decoder => "a decoder, which gives the next token's logits",
+    }
+}

@@ -1,0 +1,141 @@
+//! Going on with a text: the prompt in one call, then a token at a time on what the session carries. Knows nothing about
+//! files and terminals.
+
+use super::sampling::{Sampler, SamplingError};
+use super::{CompiledModel, PretrainedError};
+use crate::import::tokenizer::{TextTokenizer, TokenizerError};
+use crate::runtime::{Session, Tensor, TensorError, Weights};
+use std::sync::Arc;
+use thiserror::Error;
+
+/// Why a text does not go on.
+#[derive(Debug, Error)]
+pub enum GenerateError {
+    /// The model could not be run.
+    #[error(transparent)]
+    Model(#[from] PretrainedError),
+    /// The logits could not be chosen from.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// The prompt has no token to begin with.
+    #[error("the prompt is empty: the tokenizer makes no token of it, expected at least one")]
+    EmptyPrompt,
+    /// The prompt leaves no room.
+    #[error(
+        "the prompt has {found} tokens, but the model's context has {context} and there must be room for one more"
+    )]
+    LongPrompt {
+        /// How many tokens it has.
+        found: usize,
+        /// The model's limit.
+        context: usize,
+    },
+}
+
+impl From<TokenizerError> for GenerateError {
+    fn from(source: TokenizerError) -> Self {
+        Self::Model(source.into())
+    }
+}
+
+impl From<TensorError> for GenerateError {
+    fn from(source: TensorError) -> Self {
+        Self::Model(source.into())
+    }
+}
+
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The model said so.
+    Token,
+    /// As many tokens as were asked for.
+    Enough,
+    /// The context is full.
+    Context,
+}
+
+/// What was generated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generation {
+    /// How many tokens the prompt has.
+    pub prompt_tokens: usize,
+    /// The new tokens, without one that ends the text.
+    pub tokens: Vec<u32>,
+    /// Their text.
+    pub text: String,
+    /// Why there are no more.
+    pub end: End,
+}
+
+/// Goes on with texts, one session for all of them.
+pub struct Generator<'m> {
+    model: &'m CompiledModel,
+    session: Session,
+    tokenizer: Arc<TextTokenizer>,
+    ends: Vec<u32>,
+}
+
+impl<'m> Generator<'m> {
+    pub(super) fn new(model: &'m CompiledModel) -> Result<Self, PretrainedError> {
+        let pretrained = model.pretrained();
+        let (tokenizer, ends) = (pretrained.tokenizer()?, pretrained.end_tokens()?);
+        Ok(Self { model, session: model.session(), tokenizer: Arc::new(tokenizer), ends })
+    }
+
+    /// Goes on with a prompt by at most `most` tokens. `emit` gets the text piece by piece, as soon as it is known.
+    ///
+    /// # Errors
+    /// The prompt is empty or too long, or the model cannot be run.
+    pub fn generate(
+        &mut self,
+        prompt: &str,
+        most: usize,
+        sampler: &mut Sampler,
+        mut emit: impl FnMut(&str),
+    ) -> Result<Generation, GenerateError> {
+        let prompt = self.tokenizer.encode(prompt)?.ids;
+        let context = self.model.architecture().context();
+        match prompt.len() {
+            0 => return Err(GenerateError::EmptyPrompt),
+            found if found >= context => return Err(GenerateError::LongPrompt { found, context }),
+            _ => {}
+        }
+        self.session.reset();
+        self.session.reserve(context.min(prompt.len() + most));
+        let tokenizer = Arc::clone(&self.tokenizer);
+        let (mut stream, mut text, mut tokens) = (tokenizer.stream(), String::new(), Vec::new());
+        let mut latest = prompt.clone();
+        let end = loop {
+            if tokens.len() == most {
+                break End::Enough;
+            }
+            if prompt.len() + tokens.len() == context {
+                break End::Context;
+            }
+            let logits = self.step(&latest)?;
+            let token = sampler.choose(logits.as_f32()?)? as u32;
+            if self.ends.contains(&token) {
+                break End::Token;
+            }
+            let piece = stream.push(token)?;
+            emit(&piece);
+            text.push_str(&piece);
+            tokens.push(token);
+            latest = vec![token];
+        };
+        let rest = stream.finish()?;
+        emit(&rest);
+        text.push_str(&rest);
+        Ok(Generation { prompt_tokens: prompt.len(), tokens, text, end })
+    }
+
+    /// The logits after these tokens, which come after those that the session carries.
+    fn step(&mut self, tokens: &[u32]) -> Result<Tensor, GenerateError> {
+        let ids = tokens.iter().map(|&token| i64::from(token)).collect();
+        let ids = Tensor::i64(&[1, tokens.len()], ids)?;
+        let outputs = self.model.run_in(&mut self.session, &Weights::from_iter([("input_ids", ids)]))?;
+        let (_, logits) = outputs.into_iter().next().expect("a decoder gives logits");
+        Ok(logits)
+    }
+}
