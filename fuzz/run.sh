@@ -12,6 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Target and runs; each takes about 10 to 20 seconds.
 targets="
 safetensors     100000
+gguf             20000
 adapter_config  100000
 graph_json       60000
 graph_text       50000

@@ -7,9 +7,14 @@ use engraft::prelude::*;
 use engraft::runtime::Weights;
 use std::path::PathBuf;
 
+/// A file or directory of the recorded data.
+pub fn data(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
 /// The directory of a case that PEFT recorded.
 pub fn case(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/peft").join(name)
+    data("peft").join(name)
 }
 
 /// A file of a case.
