@@ -17,6 +17,7 @@
 use crate::context::Context;
 use crate::load::Arriving;
 use crate::profile::Profile;
+use core::ffi::c_void;
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("extents cross this interface as u64 and become usize: both must have 64 bits");
@@ -279,7 +280,7 @@ pub struct Attention {
     /// Elements from one row of v to the next.
     pub v_row_stride: u64,
     /// Integers `[batch, keys]`, contiguous, or null for none.
-    pub mask: *const u8,
+    pub mask: *const c_void,
     /// The bytes of one of the mask's integers, 4 or 8.
     pub mask_bytes: u64,
     /// `[batch, queries, heads * e]`, contiguous.
@@ -374,6 +375,10 @@ mod tests {
             ],
             [0, 8, 16, 24, 32, 40, 48]
         );
+    }
+
+    #[test]
+    fn the_layout_of_attention_is_the_documented_one() {
         assert_eq!(
             [
                 offset_of!(Attention, batch),

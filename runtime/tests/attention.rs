@@ -305,6 +305,20 @@ proptest! {
     }
 
     #[test]
+    fn a_last_query_alone_is_as_among_others(case in cases()) {
+        let case = Case { queries: case.queries.max(1), ..case }.filled(5);
+        for set in runnable() {
+            let context = context(set, 1);
+            for item in (0..case.batch).map(|item| case.item(item)) {
+                let q = item.q[item.q.len() / item.queries * (item.queries - 1)..].to_vec();
+                let alone = Case { queries: 1, q, ..item.clone() };
+                let whole = item.run(&context);
+                prop_assert_eq!(bits(&alone.run(&context)), bits(&whole[whole.len() - item.width()..]));
+            }
+        }
+    }
+
+    #[test]
     fn keys_that_are_not_there_change_no_bit(case in cases(), pad in 0..70_usize) {
         // Without an order of keys, as if there were none.
         let case = Case { causal: false, window: None, ..case };

@@ -33,15 +33,8 @@ pub(super) struct Fusion {
 
 impl Fusion {
     pub(super) fn of(graph: &Graph, stages: &Stages, fuse: bool) -> Self {
-        let mut fusion = Self::default();
-        // Users first.
-        let order: Vec<_> = graph.order().into_iter().collect();
-        for &id in order.iter().rev() {
-            if is_viewed(graph, id, &fusion.viewed) {
-                fusion.viewed.insert(id);
-            }
-        }
-        fusion.inlined = fusion.viewed.clone();
+        let viewed = views(graph);
+        let mut fusion = Self { inlined: viewed.clone(), viewed, ..Self::default() };
         // How much is inlined into each node that is inlined itself, with the node.
         let mut sizes: BTreeMap<NodeId, usize> = BTreeMap::new();
         for id in graph.order() {
@@ -161,6 +154,18 @@ fn is_packed_transpose(graph: &Graph, id: NodeId) -> bool {
         && graph.use_count(id) == graph.users(id).len()
         && graph.users(id).iter().all(is_weight)
         && source_is_materialised()
+}
+
+/// The movement through which attention looks at its operands.
+fn views(graph: &Graph) -> BTreeSet<NodeId> {
+    let mut viewed = BTreeSet::new();
+    // Users first.
+    for &id in graph.order().iter().rev() {
+        if is_viewed(graph, id, &viewed) {
+            viewed.insert(id);
+        }
+    }
+    viewed
 }
 
 /// Movement that leaves rows in one piece and that only attention reads, as q, k or v.

@@ -7,7 +7,7 @@
 //!
 //! Keys that the mask leaves out are skipped, and blocks are counted in keys that are there; keys that only some vectors
 //! see weigh exactly 0 with the others, which changes no bit of theirs. So a vector's result depends on the keys it sees
-//! and on nothing else.
+//! and on nothing else: neither on how many queries there are, so that a token comes out the same alone as in a prompt.
 
 use super::Lanes;
 use super::exp::exp;
@@ -194,11 +194,12 @@ impl Keys {
     /// The block's mask has `end` integers.
     #[inline(always)]
     unsafe fn find(&mut self, block: &AttentionBlock, next: &mut usize, end: usize) -> bool {
-        // SAFETY: keys stay below `end`.
         match block.mask {
             Mask::None => self.take(next, end, |_| true),
-            Mask::I32(mask) => self.take(next, end, |key| unsafe { *mask.add(key) } != 0),
-            Mask::I64(mask) => self.take(next, end, |key| unsafe { *mask.add(key) } != 0),
+            // SAFETY: keys stay below `end`.
+            Mask::I32(mask) => self.take(next, end, |key| unsafe { *mask.add(key) != 0 }),
+            // SAFETY: keys stay below `end`.
+            Mask::I64(mask) => self.take(next, end, |key| unsafe { *mask.add(key) != 0 }),
         }
         for (place, &key) in self.number[..self.count].iter().enumerate() {
             self.k[place] = block.k.wrapping_add(key * block.k_row_stride);
