@@ -13,6 +13,7 @@ use engraft::pretrained::{CompileOptions, CompiledModel, End, GenerateError, Pre
 use engraft::runtime::{self, KernelSet, Tensor, Weights};
 use engraft_testing::{MINILM, SMOLLM2, assert_close, model};
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 use tempfile::TempDir;
@@ -259,12 +260,13 @@ fn smollm2_goes_on_as_transformers_does() {
 fn one_thread_gives_what_two_give() {
     let base = directory(&case("gpt2_dora"));
     let io = common::file("gpt2_dora", "io.safetensors");
-    let run = |threads| {
+    let run = |threads: usize| {
         let adapter = PeftAdapter::open(case("gpt2_dora")).unwrap();
         let model = Pretrained::open(base.path()).unwrap().with_adapter(Path::new("dora"), adapter);
-        let runtime = runtime::Options { threads, kernels: Some(KernelSet::Portable), ..Default::default() };
+        let runtime =
+            runtime::Options { threads: NonZeroUsize::new(threads), kernels: Some(KernelSet::Portable) };
         let model = model.compile(CompileOptions { runtime, ..CompileOptions::default() }).unwrap();
         model.run(&given(&io)).unwrap()
     };
-    assert_eq!(run(Some(1)), run(Some(2)));
+    assert_eq!(run(1), run(2));
 }

@@ -143,7 +143,7 @@ fn code_of_a_fused_loop() {
 #[test]
 fn code_of_an_epilogue() {
     let graph = on_input("epilogue", |g, x| x.dense(g.param("w", F32, dims![6, 6]), None) + x);
-    insta::assert_snapshot!(clif(&graph, "epilogue_1"));
+    insta::assert_snapshot!(clif(&graph, "epilogue_0"));
 }
 
 #[test]

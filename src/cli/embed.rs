@@ -20,7 +20,7 @@ pub struct Embed {
     /// The texts, one a line [default: standard input]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Write the vectors as one NumPy array [texts, width], f32, instead of printing them
+    /// Write the vectors as one array `[texts, width]`, f32, in `NumPy`'s format, instead of printing them
     #[arg(long, value_name = "NPY")]
     output: Option<PathBuf>,
 }
@@ -53,16 +53,13 @@ impl Embed {
     }
 
     fn texts(&self) -> Result<String, CliError> {
-        match &self.text {
-            Some(path) => {
-                std::fs::read_to_string(path).map_err(|source| CliError::Read { path: path.clone(), source })
-            }
-            None => {
-                let (mut text, path) = (String::new(), PathBuf::from("standard input"));
-                io::stdin().read_to_string(&mut text).map_err(|source| CliError::Read { path, source })?;
-                Ok(text)
-            }
+        if let Some(path) = &self.text {
+            return std::fs::read_to_string(path)
+                .map_err(|source| CliError::Read { path: path.clone(), source });
         }
+        let (mut text, path) = (String::new(), PathBuf::from("standard input"));
+        io::stdin().read_to_string(&mut text).map_err(|source| CliError::Read { path, source })?;
+        Ok(text)
     }
 }
 

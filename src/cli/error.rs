@@ -85,7 +85,7 @@ pub enum CliError {
     Compile(#[from] CompileError),
     /// A pretrained model cannot be opened, compiled or run.
     #[error(transparent)]
-    Pretrained(#[from] PretrainedError),
+    Pretrained(Box<PretrainedError>),
     /// A text does not go on.
     #[error(transparent)]
     Generate(#[from] GenerateError),
@@ -95,7 +95,7 @@ pub enum CliError {
     /// The inputs do not fit a pretrained model.
     #[error(transparent)]
     Input(#[from] InputError),
-    /// A NumPy array cannot be written.
+    /// An array cannot be written.
     #[error("{}: {source}", path.display())]
     WriteNpy {
         /// The file.
@@ -207,6 +207,12 @@ pub enum CliError {
         /// The largest difference, in tolerances.
         worst: f64,
     },
+}
+
+impl From<PretrainedError> for CliError {
+    fn from(source: PretrainedError) -> Self {
+        Self::Pretrained(Box::new(source))
+    }
 }
 
 /// Where a parameter's tensor was looked for.

@@ -59,9 +59,10 @@ impl Pretrained {
             return Self::open_gguf(path);
         }
         // sentence-transformers may keep the network in a directory of its own.
-        let network = match path.join("modules.json").exists() {
-            true => SentenceConfig::read(path)?.transformer,
-            false => path.to_owned(),
+        let network = if path.join("modules.json").exists() {
+            SentenceConfig::read(path)?.transformer
+        } else {
+            path.to_owned()
         };
         let directory = ModelDirectory::open(&network)?;
         Ok(Self {

@@ -104,7 +104,7 @@ pub enum PretrainedError {
     #[error(transparent)]
     Tensor(#[from] TensorError),
     /// The model is of the other kind.
-    #[error("{}: a model of type `{architecture}` is {}, expected {}", path.display(), kind(.found), kind(.expected))]
+    #[error("{}: a model of type `{architecture}` is {}, expected {}", path.display(), kind(*found), kind(*expected))]
     Kind {
         /// Where the model came from.
         path: PathBuf,
@@ -137,7 +137,7 @@ pub enum PretrainedError {
     },
 }
 
-fn kind(kind: &Kind) -> &'static str {
+fn kind(kind: Kind) -> &'static str {
     match kind {
         Kind::Encoder => "an encoder, which gives a state for each token",
         Kind::Decoder => "a decoder, which gives the next token's logits",

@@ -3,8 +3,8 @@
 
 use super::sampling::{Sampler, SamplingError};
 use super::{CompiledModel, PretrainedError};
-use crate::import::tokenizer::{TextTokenizer, TokenizerError};
-use crate::runtime::{Session, Tensor, TensorError, Weights};
+use crate::import::tokenizer::TextTokenizer;
+use crate::runtime::{Session, Tensor, Weights};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -13,7 +13,7 @@ use thiserror::Error;
 pub enum GenerateError {
     /// The model could not be run.
     #[error(transparent)]
-    Model(#[from] PretrainedError),
+    Model(Box<PretrainedError>),
     /// The logits could not be chosen from.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
@@ -32,15 +32,9 @@ pub enum GenerateError {
     },
 }
 
-impl From<TokenizerError> for GenerateError {
-    fn from(source: TokenizerError) -> Self {
-        Self::Model(source.into())
-    }
-}
-
-impl From<TensorError> for GenerateError {
-    fn from(source: TensorError) -> Self {
-        Self::Model(source.into())
+impl From<PretrainedError> for GenerateError {
+    fn from(source: PretrainedError) -> Self {
+        Self::Model(Box::new(source))
     }
 }
 
@@ -94,7 +88,7 @@ impl<'m> Generator<'m> {
         sampler: &mut Sampler,
         mut emit: impl FnMut(&str),
     ) -> Result<Generation, GenerateError> {
-        let prompt = self.tokenizer.encode(prompt)?.ids;
+        let prompt = self.tokenizer.encode(prompt).map_err(PretrainedError::from)?.ids;
         let context = self.model.architecture().context();
         match prompt.len() {
             0 => return Err(GenerateError::EmptyPrompt),
@@ -114,17 +108,17 @@ impl<'m> Generator<'m> {
                 break End::Context;
             }
             let logits = self.step(&latest)?;
-            let token = sampler.choose(logits.as_f32()?)? as u32;
+            let token = sampler.choose(logits.as_f32().map_err(PretrainedError::from)?)? as u32;
             if self.ends.contains(&token) {
                 break End::Token;
             }
-            let piece = stream.push(token)?;
+            let piece = stream.push(token).map_err(PretrainedError::from)?;
             emit(&piece);
             text.push_str(&piece);
             tokens.push(token);
             latest = vec![token];
         };
-        let rest = stream.finish()?;
+        let rest = stream.finish().map_err(PretrainedError::from)?;
         emit(&rest);
         text.push_str(&rest);
         Ok(Generation { prompt_tokens: prompt.len(), tokens, text, end })
@@ -133,7 +127,7 @@ impl<'m> Generator<'m> {
     /// The logits after these tokens, which come after those that the session carries.
     fn step(&mut self, tokens: &[u32]) -> Result<Tensor, GenerateError> {
         let ids = tokens.iter().map(|&token| i64::from(token)).collect();
-        let ids = Tensor::i64(&[1, tokens.len()], ids)?;
+        let ids = Tensor::i64(&[1, tokens.len()], ids).map_err(PretrainedError::from)?;
         let outputs = self.model.run_in(&mut self.session, &Weights::from_iter([("input_ids", ids)]))?;
         let (_, logits) = outputs.into_iter().next().expect("a decoder gives logits");
         Ok(logits)
