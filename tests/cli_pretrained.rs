@@ -3,13 +3,12 @@
 
 mod common;
 
-use common::{case, data, file};
+use common::{case, data, file, model_directory, reals};
 use engraft::import::safetensors::read_weights;
 use engraft_testing::{MINILM, SMOLLM2, assert_close, model};
 use std::fs;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
-use tempfile::TempDir;
 
 fn engraft(arguments: &[&str], input: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
@@ -37,16 +36,6 @@ fn fails(arguments: &[&str]) -> String {
     line
 }
 
-/// A directory with a recorded base as a model.
-fn recorded(name: &str) -> TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    let json = fs::read_to_string(case(name).join("case.json")).unwrap();
-    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    fs::write(directory.path().join("config.json"), json["base_config"].to_string()).unwrap();
-    fs::copy(case(name).join("base.safetensors"), directory.path().join("model.safetensors")).unwrap();
-    directory
-}
-
 fn path(of: &std::path::Path) -> &str {
     of.to_str().unwrap()
 }
@@ -56,7 +45,7 @@ fn run_takes_a_directory_an_adapter_and_inputs() {
     for (name, output) in
         [("bert_dora", "last_hidden_state"), ("llama_dora", "logits"), ("gpt2_dora", "logits")]
     {
-        let (base, place) = (recorded(name), tempfile::tempdir().unwrap());
+        let (base, place) = (model_directory(&case(name)), tempfile::tempdir().unwrap());
         let (input, written) = (case(name).join("io.safetensors"), place.path().join("y.safetensors"));
         let adapter = case(name);
         let printed = succeeds(
@@ -74,16 +63,13 @@ fn run_takes_a_directory_an_adapter_and_inputs() {
         );
         assert!(printed.contains(&format!("{output} f32[3, 11, ")), "{printed}");
         let (ours, theirs) = (read_weights(&written).unwrap(), file(name, "io.safetensors"));
-        let reals = |tensor: &engraft::runtime::Tensor| -> Vec<f64> {
-            tensor.as_f32().unwrap().iter().map(|&x| f64::from(x)).collect()
-        };
         assert_close(&reals(ours.get(output).unwrap()), &reals(theirs.get("y").unwrap()), 1e-5, 1e-4);
     }
 }
 
 #[test]
 fn verify_proves_a_whole_model() {
-    let base = recorded("bert_dora");
+    let base = model_directory(&case("bert_dora"));
     let adapter = case("bert_dora");
     let printed = succeeds(&["verify", path(base.path()), "--adapter", path(&adapter)], "");
     assert!(printed.contains("fuse_dora"), "{printed}");
@@ -91,7 +77,7 @@ fn verify_proves_a_whole_model() {
 
 #[test]
 fn bad_models_are_one_line_that_names_them() {
-    let base = recorded("bert_dora");
+    let base = model_directory(&case("bert_dora"));
     let config = base.path().join("config.json");
     let original = fs::read_to_string(&config).unwrap();
     let embed = |adapter: Option<&str>| {
@@ -130,8 +116,7 @@ fn embed_prints_lines_of_json_or_writes_an_array() {
     let text = sentences.join("\n");
     let printed = succeeds(&["embed", path(&minilm), "--adapter", path(&adapter)], &text);
     let io = read_weights(adapter.join("io.safetensors")).unwrap();
-    let theirs: Vec<f64> =
-        io.get("embeddings").unwrap().as_f32().unwrap().iter().map(|&x| f64::from(x)).collect();
+    let theirs = reals(io.get("embeddings").unwrap());
     let mut ours = Vec::new();
     for (line, sentence) in printed.lines().zip(&sentences) {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{base, case, file};
+use common::{base, case, file, reals};
 use engraft::import::peft::{BiasMode, PeftAdapter, attach};
 use engraft::prelude::*;
 use engraft::runtime::{self, Context, Weights};
@@ -28,9 +28,6 @@ fn check(graph: &Graph, options: Options, weights: &Weights, io: &Weights, expec
     let outputs = model.run(&inputs).unwrap();
     let theirs = io.get(expected).unwrap();
     assert_eq!(outputs[0].1.shape(), theirs.shape());
-    let reals = |tensor: &runtime::Tensor| -> Vec<f64> {
-        tensor.as_f32().unwrap().iter().map(|&x| f64::from(x)).collect()
-    };
     assert_close(&reals(&outputs[0].1), &reals(theirs), ATOL, RTOL);
 }
 

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{case, data};
+use common::{case, data, model_directory, reals};
 use engraft::import::models::Logits;
 use engraft::import::peft::PeftAdapter;
 use engraft::import::safetensors::read_weights;
@@ -16,7 +16,6 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
-use tempfile::TempDir;
 
 /// As the recordings ask: `|ours - theirs| <= 1e-5 max(1, max |theirs|) + 1e-4 |theirs|`.
 const ATOL: f64 = 1e-5;
@@ -24,19 +23,6 @@ const RTOL: f64 = 1e-4;
 
 fn json(path: &Path) -> serde_json::Value {
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
-}
-
-fn reals(tensor: &Tensor) -> Vec<f64> {
-    tensor.as_f32().unwrap().iter().map(|&x| f64::from(x)).collect()
-}
-
-/// A recorded base as a model's directory.
-fn directory(recorded: &Path) -> TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    let config = json(&recorded.join("case.json"))["base_config"].to_string();
-    fs::write(directory.path().join("config.json"), config).unwrap();
-    fs::copy(recorded.join("base.safetensors"), directory.path().join("model.safetensors")).unwrap();
-    directory
 }
 
 fn compiled(base: &Path, adapter: Option<&Path>, merge: bool) -> CompiledModel {
@@ -54,7 +40,7 @@ fn given(io: &Weights) -> Weights {
 }
 
 fn check_case(name: &str) {
-    let (base, io) = (directory(&case(name)), common::file(name, "io.safetensors"));
+    let (base, io) = (model_directory(&case(name)), common::file(name, "io.safetensors"));
     for (adapter, merge, theirs) in
         [(None, false, "y_base"), (Some(case(name)), false, "y"), (Some(case(name)), true, "y")]
     {
@@ -84,7 +70,7 @@ fn llama_dora() {
 #[test]
 fn bert_with_several_adapters() {
     let recorded = data("mixed/bert");
-    let (base, io) = (directory(&recorded), read_weights(recorded.join("io.safetensors")).unwrap());
+    let (base, io) = (model_directory(&recorded), read_weights(recorded.join("io.safetensors")).unwrap());
     let rows = json(&recorded.join("case.json"))["row_adapters"].clone();
     let theirs = io.get("y").unwrap();
     let width = theirs.len() / theirs.shape()[0];
@@ -126,13 +112,23 @@ fn what_transformers_recorded() {
         assert_close(&visible(ours), &visible(theirs), ATOL, RTOL);
         checked.push(path.file_name().unwrap().to_string_lossy().into_owned());
     }
-    assert!(checked.len() >= 6, "{checked:?}");
+    checked.sort_unstable();
+    let recorded = [
+        "gpt2_by_layer",
+        "llama3_sharded_bf16",
+        "llama_linear_f16",
+        "mistral",
+        "qwen2_window",
+        "roberta",
+        "xlm_roberta",
+    ];
+    assert_eq!(checked, recorded);
 }
 
 /// The prompt in one call and token by token are the same, and so are rows padded to a common length.
 #[test]
 fn a_decoder_carries_keys_and_values() {
-    let base = directory(&case("llama_dora"));
+    let base = model_directory(&case("llama_dora"));
     let model = compiled(base.path(), Some(&case("llama_dora")), false);
     let io = common::file("llama_dora", "io.safetensors");
     let ids = io.get("input_ids").unwrap();
@@ -155,7 +151,7 @@ fn a_decoder_carries_keys_and_values() {
 
 #[test]
 fn what_does_not_fit_is_refused_by_name() {
-    let base = directory(&case("bert_dora"));
+    let base = model_directory(&case("bert_dora"));
     // An adapter made for another model.
     let other = Pretrained::open(base.path()).unwrap().adapter(case("llama_dora")).unwrap();
     let error = other.compile(CompileOptions::default()).err().unwrap().to_string();
@@ -163,7 +159,7 @@ fn what_does_not_fit_is_refused_by_name() {
     // An encoder does not generate, a decoder does not embed.
     let error = compiled(base.path(), None, false).generator().err().unwrap();
     assert!(matches!(error, PretrainedError::Kind { architecture: "bert", .. }), "{error}");
-    let llama = directory(&case("llama_dora"));
+    let llama = model_directory(&case("llama_dora"));
     let error = compiled(llama.path(), None, false).embedder().err().unwrap();
     assert!(matches!(error, PretrainedError::Kind { architecture: "llama", .. }), "{error}");
     // There is no tokenizer.
@@ -218,7 +214,7 @@ fn smollm2_goes_on_as_transformers_does() {
     let ids = Tensor::i64(&[1, ids.len()], ids).unwrap();
     let outputs = model.run(&Weights::from_iter([("input_ids", ids)])).unwrap();
     let theirs = read_weights(data("smollm2/logits.safetensors")).unwrap();
-    assert_close(&reals(&outputs[0].1), &reals(theirs.get("logits").unwrap()), 1e-4, 1e-4);
+    assert_close(&reals(&outputs[0].1), &reals(theirs.get("logits").unwrap()), ATOL, RTOL);
 
     // The recording goes on after the tokens that end a text: here they are asked for one by one.
     let prompt: Vec<i64> = serde_json::from_value(recorded["greedy"]["ids"].clone()).unwrap();
@@ -251,14 +247,18 @@ fn smollm2_goes_on_as_transformers_does() {
     };
     assert_eq!(drawn(1), drawn(1));
     assert!(drawn(1).tokens.len() <= 8);
+    // A model that gives the logits of all tokens goes on in the same way.
+    let all = Pretrained::open(&path).unwrap().compile(CompileOptions::default()).unwrap();
+    let again = all.generator().unwrap().generate(text, 4, &mut Sampler::greedy(), |_| ()).unwrap();
+    assert_eq!(again.tokens, generation.tokens[..4]);
     let error = generator.generate("", 8, &mut Sampler::greedy(), |_| ()).unwrap_err();
     assert!(matches!(error, GenerateError::EmptyPrompt), "{error}");
 }
 
-/// An adapter that was read before it is put on a model.
+/// Here the adapter is read before it is put on the model.
 #[test]
 fn one_thread_gives_what_two_give() {
-    let base = directory(&case("gpt2_dora"));
+    let base = model_directory(&case("gpt2_dora"));
     let io = common::file("gpt2_dora", "io.safetensors");
     let run = |threads: usize| {
         let adapter = PeftAdapter::open(case("gpt2_dora")).unwrap();

@@ -1,6 +1,7 @@
 //! The command's arguments, and the way from a subcommand's result to an exit code: 0 it did what it was asked, 1 a check
 //! failed or an input was bad, 2 it was called wrongly.
 
+mod adapter;
 mod agreement;
 mod bench;
 mod demo;

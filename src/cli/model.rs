@@ -1,12 +1,14 @@
 //! The model that a subcommand is about: a graph from a file, an adapter on it, and weights by name. Knows nothing about
 //! what is done with them.
 
+use super::adapter::AdapterArgs;
 use super::error::{CliError, Sought};
 use clap::Args;
 use engraft::import::models::{Architecture, GraphOptions};
 use engraft::import::peft::{PeftAdapter, attach};
 use engraft::import::safetensors::read_weights;
-use engraft::ir::{Graph, MAX_BYTES, json, text};
+use engraft::ir::ops::Input;
+use engraft::ir::{Graph, MAX_BYTES, Op, json, text};
 use engraft::pretrained::{Assembled, Pretrained};
 use engraft::runtime::Weights;
 use std::fs::File;
@@ -20,14 +22,8 @@ pub struct ModelArgs {
     /// A graph as JSON or text, which one is seen from the content; or a pretrained model: a directory as Hugging Face
     /// lays it out, or a GGUF file, with its weights
     model: PathBuf,
-    /// A directory that PEFT saved, attached to the modules named in it
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
-    /// The weights are what the adapter's initialisation (such as PiSSA) left
-    ///
-    /// Adapters that PiSSA and its like initialised are updates of a changed base, and refused without this.
-    #[arg(long, requires = "adapter")]
-    residual_base: bool,
+    #[command(flatten)]
+    adapter: AdapterArgs,
 }
 
 /// A graph, and the weights that came with it.
@@ -46,7 +42,7 @@ impl ModelArgs {
     /// # Errors
     /// A file cannot be read, is not what it should be, or does not fit; the error names it.
     pub fn read(&self) -> Result<Model, CliError> {
-        let adapter = self.adapter()?;
+        let adapter = self.adapter.read()?;
         if Pretrained::is_one(&self.model) {
             return self.pretrained(adapter);
         }
@@ -59,21 +55,15 @@ impl ModelArgs {
         Ok(Model { graph: attached.graph, tensors: vec![(path, attached.weights)], architecture: None })
     }
 
-    fn adapter(&self) -> Result<Option<(PathBuf, PeftAdapter)>, CliError> {
-        let Some(path) = &self.adapter else { return Ok(None) };
-        let adapter = PeftAdapter::open(path)?;
-        let adapter = if self.residual_base { adapter.on_residual_base() } else { adapter };
-        Ok(Some((path.clone(), adapter)))
-    }
-
     fn pretrained(&self, adapter: Option<(PathBuf, PeftAdapter)>) -> Result<Model, CliError> {
         let mut model = Pretrained::open(&self.model)?;
+        let path = adapter.as_ref().map(|(path, _)| path.clone());
         if let Some((path, adapter)) = adapter {
             model = model.with_adapter(&path, adapter);
         }
         let Assembled { graph, base, adapter, .. } = model.assemble(GraphOptions::default())?;
-        let path = self.adapter.clone().unwrap_or_default();
-        let tensors = vec![(self.model.clone(), base), (path, adapter)];
+        let mut tensors = vec![(self.model.clone(), base)];
+        tensors.extend(path.map(|path| (path, adapter)));
         Ok(Model { graph, tensors, architecture: Some(model.architecture().clone()) })
     }
 }
@@ -85,13 +75,19 @@ impl Model {
     /// They do not fit the model.
     pub fn inputs(&self, given: Weights) -> Result<Weights, CliError> {
         let Some(architecture) = &self.architecture else { return Ok(given) };
-        let is_input = |name: &str| self.graph.inputs().iter().any(|input| input.name == name);
-        // Other tensors in the file are ignored, and what is carried is not the architecture's business.
-        let carried = |name: &str| self.graph.outputs().iter().any(|output| output.name == name);
-        let named = given.iter().filter(|(name, _)| is_input(name) && !carried(name));
-        let named = named.map(|(name, tensor)| (name, Arc::clone(tensor))).collect();
-        let past = given.iter().filter(|(name, _)| is_input(name) && carried(name));
-        let past = past.filter_map(|(_, tensor)| tensor.shape().first().copied()).max().unwrap_or(0);
+        let input = |name: &str| match self.graph.find(name).map(|id| self.graph.node(id).op()) {
+            Some(Op::Input(input)) => Some(input),
+            _ => None,
+        };
+        // Other tensors in the file are ignored, and what is carried only says how long the past is.
+        let (mut named, mut past) = (Weights::new(), 0);
+        for (name, tensor) in given.iter() {
+            match input(name) {
+                Some(Input { carries: None, .. }) => drop(named.insert(name, Arc::clone(tensor))),
+                Some(_) => past = past.max(tensor.shape().first().copied().unwrap_or(0)),
+                None => {}
+            }
+        }
         let mut inputs = given;
         for (name, tensor) in architecture.fill_inputs(&named, past, GraphOptions::default())? {
             inputs.insert(name, tensor);

@@ -1,5 +1,6 @@
 //! The pretrained model that a subcommand is about.
 
+use super::adapter::AdapterArgs;
 use super::error::CliError;
 use clap::Args;
 use engraft::pretrained::Pretrained;
@@ -10,9 +11,8 @@ use std::path::PathBuf;
 pub struct PretrainedArgs {
     /// A model's directory as Hugging Face lays it out, or a GGUF file
     model: PathBuf,
-    /// A directory that PEFT saved
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
+    #[command(flatten)]
+    adapter: AdapterArgs,
     /// Merge the adapter into the weights when it is loaded
     #[arg(long, requires = "adapter")]
     pub merge: bool,
@@ -25,8 +25,8 @@ impl PretrainedArgs {
     /// A file cannot be read or is not supported; the error names it.
     pub fn open(&self) -> Result<Pretrained, CliError> {
         let model = Pretrained::open(&self.model)?;
-        Ok(match &self.adapter {
-            Some(adapter) => model.adapter(adapter)?,
+        Ok(match self.adapter.read()? {
+            Some((path, adapter)) => model.with_adapter(&path, adapter),
             None => model,
         })
     }

@@ -59,11 +59,7 @@ impl Pretrained {
             return Self::open_gguf(path);
         }
         // sentence-transformers may keep the network in a directory of its own.
-        let network = if path.join("modules.json").exists() {
-            SentenceConfig::read(path)?.transformer
-        } else {
-            path.to_owned()
-        };
+        let network = SentenceConfig::read(path)?.transformer;
         let directory = ModelDirectory::open(&network)?;
         Ok(Self {
             path: path.to_owned(),

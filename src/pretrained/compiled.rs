@@ -6,7 +6,6 @@ use crate::import::models::{Architecture, GraphOptions, Kind, Logits};
 use crate::import::peft::AttachReport;
 use crate::runtime::{self, Context, Model, Session, Tensor, Weights};
 use crate::{Compiled, Options, compile};
-use std::sync::Arc;
 
 /// How a pretrained model is compiled.
 #[derive(Clone, Copy, Debug, Default)]
@@ -15,7 +14,7 @@ pub struct CompileOptions {
     pub merge: bool,
     /// Whether the program tells the time of each step.
     pub profile: bool,
-    /// Of which tokens a decoder gives logits. [`CompiledModel::generator`] needs those of the last ones.
+    /// Of which tokens a decoder gives logits. For [`CompiledModel::generator`] those of the last ones are enough.
     pub logits: Logits,
     /// Threads and kernels.
     pub runtime: runtime::Options,
@@ -36,7 +35,7 @@ impl CompiledModel {
         let options = GraphOptions { logits };
         let Assembled { graph, base, adapter, report } = pretrained.assemble(options)?;
         let compiled = compile(&graph, &Options { merge, profile, ..Options::default() })?;
-        let loaded = compiled.program.load_base(&base, Arc::new(Context::new(runtime)?))?;
+        let loaded = compiled.program.load_base(&base, Context::new(runtime)?)?;
         // What no stage reads again is not kept.
         drop(base);
         pretrained.forget_weights();

@@ -4,8 +4,8 @@
 use super::{CompiledModel, PretrainedError};
 use crate::import::sentence::{SentenceConfig, pool};
 use crate::import::tokenizer::{Encoded, TextTokenizer};
-use crate::runtime::{Session, Weights};
-use ndarray::{Array2, ArrayView2, Axis};
+use crate::runtime::{Session, Tensor, Weights};
+use ndarray::Array2;
 
 /// The most tokens of a batch, padding included: as many as keep the kernels busy, few enough for the caches.
 pub const MAX_TOKENS: usize = 4096;
@@ -54,7 +54,7 @@ impl<'m> Embedder<'m> {
         let mut vectors = Array2::zeros((texts.len(), self.model.architecture().hidden()));
         for batch in batches(&encoded) {
             let rows = self.batch(&batch.iter().map(|&text| encoded[text].clone()).collect::<Vec<_>>())?;
-            for (&text, row) in batch.iter().zip(rows.axis_iter(Axis(0))) {
+            for (&text, row) in batch.iter().zip(rows.view_f32()?.outer_iter()) {
                 vectors.row_mut(text).assign(&row);
             }
             done(batch.len());
@@ -62,7 +62,8 @@ impl<'m> Embedder<'m> {
         Ok(vectors)
     }
 
-    fn batch(&mut self, texts: &[Encoded]) -> Result<Array2<f32>, PretrainedError> {
+    /// One vector a text, `[texts, hidden]`.
+    fn batch(&mut self, texts: &[Encoded]) -> Result<Tensor, PretrainedError> {
         let batch = self.tokenizer.pad(texts)?;
         let mut inputs = Weights::new();
         if self.model.architecture().has_token_types() {
@@ -71,11 +72,8 @@ impl<'m> Embedder<'m> {
         inputs.insert("input_ids", batch.input_ids);
         inputs.insert("attention_mask", batch.attention_mask.clone());
         let outputs = self.model.run_in(&mut self.session, &inputs)?;
-        let vectors =
-            pool(&outputs[0].1, &batch.attention_mask, self.sentence.pooling, self.sentence.normalize)?;
-        let shape = (vectors.shape()[0], vectors.shape()[1]);
-        let view = ArrayView2::from_shape(shape, vectors.as_f32()?);
-        Ok(view.expect("a tensor has as many elements as its shape says").to_owned())
+        let SentenceConfig { pooling, normalize, .. } = self.sentence;
+        Ok(pool(&outputs[0].1, &batch.attention_mask, pooling, normalize)?)
     }
 }
 

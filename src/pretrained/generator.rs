@@ -5,7 +5,6 @@ use super::sampling::{Sampler, SamplingError};
 use super::{CompiledModel, PretrainedError};
 use crate::import::tokenizer::TextTokenizer;
 use crate::runtime::{Session, Tensor, Weights};
-use std::sync::Arc;
 use thiserror::Error;
 
 /// Why a text does not go on.
@@ -66,7 +65,7 @@ pub struct Generation {
 pub struct Generator<'m> {
     model: &'m CompiledModel,
     session: Session,
-    tokenizer: Arc<TextTokenizer>,
+    tokenizer: TextTokenizer,
     ends: Vec<u32>,
 }
 
@@ -74,7 +73,7 @@ impl<'m> Generator<'m> {
     pub(super) fn new(model: &'m CompiledModel) -> Result<Self, PretrainedError> {
         let pretrained = model.pretrained();
         let (tokenizer, ends) = (pretrained.tokenizer()?, pretrained.end_tokens()?);
-        Ok(Self { model, session: model.session(), tokenizer: Arc::new(tokenizer), ends })
+        Ok(Self { model, session: model.session(), tokenizer, ends })
     }
 
     /// Goes on with a prompt by at most `most` tokens. `emit` gets the text piece by piece, as soon as it is known.
@@ -88,16 +87,16 @@ impl<'m> Generator<'m> {
         sampler: &mut Sampler,
         mut emit: impl FnMut(&str),
     ) -> Result<Generation, GenerateError> {
-        let prompt = self.tokenizer.encode(prompt).map_err(PretrainedError::from)?.ids;
-        let context = self.model.architecture().context();
+        let Self { model, session, tokenizer, ends } = self;
+        let prompt = tokenizer.encode(prompt).map_err(PretrainedError::from)?.ids;
+        let context = model.architecture().context();
         match prompt.len() {
             0 => return Err(GenerateError::EmptyPrompt),
             found if found >= context => return Err(GenerateError::LongPrompt { found, context }),
             _ => {}
         }
-        self.session.reset();
-        self.session.reserve(context.min(prompt.len() + most));
-        let tokenizer = Arc::clone(&self.tokenizer);
+        session.reset();
+        session.reserve(context.min(prompt.len() + most));
         let (mut stream, mut text, mut tokens) = (tokenizer.stream(), String::new(), Vec::new());
         let mut latest = prompt.clone();
         let end = loop {
@@ -107,9 +106,12 @@ impl<'m> Generator<'m> {
             if prompt.len() + tokens.len() == context {
                 break End::Context;
             }
-            let logits = self.step(&latest)?;
-            let token = sampler.choose(logits.as_f32().map_err(PretrainedError::from)?)? as u32;
-            if self.ends.contains(&token) {
+            let logits = step(model, session, &latest)?;
+            let logits = logits.as_f32().map_err(PretrainedError::from)?;
+            // Of the last token, whether or not the model was compiled to give those of all.
+            let last = logits.len().saturating_sub(model.architecture().vocab());
+            let token = sampler.choose(&logits[last..])? as u32;
+            if ends.contains(&token) {
                 break End::Token;
             }
             let piece = stream.push(token).map_err(PretrainedError::from)?;
@@ -123,13 +125,13 @@ impl<'m> Generator<'m> {
         text.push_str(&rest);
         Ok(Generation { prompt_tokens: prompt.len(), tokens, text, end })
     }
+}
 
-    /// The logits after these tokens, which come after those that the session carries.
-    fn step(&mut self, tokens: &[u32]) -> Result<Tensor, GenerateError> {
-        let ids = tokens.iter().map(|&token| i64::from(token)).collect();
-        let ids = Tensor::i64(&[1, tokens.len()], ids).map_err(PretrainedError::from)?;
-        let outputs = self.model.run_in(&mut self.session, &Weights::from_iter([("input_ids", ids)]))?;
-        let (_, logits) = outputs.into_iter().next().expect("a decoder gives logits");
-        Ok(logits)
-    }
+/// The logits after these tokens, which come after those that the session carries.
+fn step(model: &CompiledModel, session: &mut Session, tokens: &[u32]) -> Result<Tensor, PretrainedError> {
+    let ids = tokens.iter().map(|&token| i64::from(token)).collect();
+    let ids = Tensor::i64(&[1, tokens.len()], ids)?;
+    let outputs = model.run_in(session, &Weights::from_iter([("input_ids", ids)]))?;
+    let (_, logits) = outputs.into_iter().next().expect("a decoder gives logits");
+    Ok(logits)
 }

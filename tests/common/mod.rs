@@ -4,8 +4,9 @@
 use engraft::import::safetensors::read_weights;
 use engraft::ir::layers::{conv1d, embedding, linear};
 use engraft::prelude::*;
-use engraft::runtime::Weights;
-use std::path::PathBuf;
+use engraft::runtime::{self, Weights};
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
 /// A file or directory of the recorded data.
 pub fn data(name: &str) -> PathBuf {
@@ -15,6 +16,21 @@ pub fn data(name: &str) -> PathBuf {
 /// The directory of a case that PEFT recorded.
 pub fn case(name: &str) -> PathBuf {
     data("peft").join(name)
+}
+
+/// A recorded base as a model's directory.
+pub fn model_directory(recorded: &Path) -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let json = std::fs::read_to_string(recorded.join("case.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    std::fs::write(directory.path().join("config.json"), json["base_config"].to_string()).unwrap();
+    std::fs::copy(recorded.join("base.safetensors"), directory.path().join("model.safetensors")).unwrap();
+    directory
+}
+
+/// A tensor's elements, to be compared.
+pub fn reals(tensor: &runtime::Tensor) -> Vec<f64> {
+    tensor.as_f32().unwrap().iter().map(|&x| f64::from(x)).collect()
 }
 
 /// A file of a case.

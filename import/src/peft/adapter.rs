@@ -1,10 +1,10 @@
 //! A directory that PEFT saved: its config and its tensors. Knows nothing about graphs.
 
 use super::config::{ConfigError, LoraConfig};
+use crate::json::read_limited;
 use crate::safetensors::{SafetensorsError, read_weights};
 use engraft_runtime::Weights;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -131,11 +131,6 @@ impl PeftAdapter {
 
 fn read_config(path: &Path) -> Result<String, AdapterError> {
     let io = |source| AdapterError::Io { path: path.to_owned(), source };
-    let mut text = String::new();
-    let file = File::open(path).map_err(io)?;
-    file.take(MAX_CONFIG + 1).read_to_string(&mut text).map_err(io)?;
-    if text.len() as u64 > MAX_CONFIG {
-        return Err(AdapterError::ConfigTooLarge { path: path.to_owned() });
-    }
-    Ok(text)
+    let text = read_limited(path, MAX_CONFIG).map_err(io)?;
+    text.ok_or_else(|| AdapterError::ConfigTooLarge { path: path.to_owned() })
 }

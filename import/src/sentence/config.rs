@@ -2,12 +2,12 @@
 //! an embedding, or refused by name. Knows nothing about tensors.
 
 use super::Pooling;
+use crate::json::read_limited;
 use crate::peft::fields::{Field, Fields};
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Component, Path, PathBuf};
 use thiserror::Error;
 
@@ -195,19 +195,14 @@ impl SentenceConfig {
     }
 }
 
-/// The bytes of a JSON file, read; `None` if there is no such file.
+/// A JSON file, read; `None` if there is no such file.
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, SentenceError> {
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes));
-    match read {
+    let text = match read_limited(path, MAX_BYTES) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(SentenceError::Io { path: path.to_owned(), source }),
-        Ok(_) if bytes.len() as u64 > MAX_BYTES => {
-            return Err(SentenceError::TooLarge { path: path.to_owned() });
-        }
-        Ok(_) => {}
-    }
-    let json = serde_json::from_slice(&bytes);
+        Ok(text) => text.ok_or_else(|| SentenceError::TooLarge { path: path.to_owned() })?,
+    };
+    let json = serde_json::from_str(&text);
     json.map(Some).map_err(|source| SentenceError::Json { path: path.to_owned(), source })
 }
 
