@@ -227,6 +227,10 @@ fn dense_and_matmul() {
         let b = g.param("b", F32, dims![19]);
         (x.dense(w, Some(b)).gelu() + x.dense(w, None)).relu()
     });
+    over_extents(|g, x, n| {
+        let (w, b) = (g.param("w", F32, dims![19, n]), g.param("b", F32, dims![19]));
+        x.adaptable("fc", w, Some(b)).gelu()
+    });
     over_extents(|g, x, n| x.matmul(g.param("w", F32, dims![n, 21])).tanh());
     over_extents(|g, x, n| x.dense(g.param("w", F32, dims![n, 21]).t(), None));
     let g = GraphBuilder::new("op");

@@ -146,6 +146,7 @@ fn every_method_builds_its_op() {
     g.output("rms", x.rms_norm(Some(v), 1e-5).broadcast(dims![2, "batch", 4]));
     g.output("scalar", g.constant(Constant::scalar(F32, 2.0)));
     g.output("square", x.matmul(x.t()));
+    g.output("adaptable", x.adaptable("fc", v.reshape(dims![1, 4]), None));
     let heads = Attention { heads: 2, kv_heads: 1, scale: 0.5, causal: true, window: Some(3) };
     let past = g.carried("past", F32, dims!["past", 1, 2]);
     let keys = g.append(past, g.input("new", F32, dims!["batch", 1, 2])).transpose(&[1, 0, 2]);

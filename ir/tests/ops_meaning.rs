@@ -50,6 +50,11 @@ fn dense_and_matmul() {
     check(&layer(), "y = dense(x, w)", &real(&[2, 3], &[1.0, 2.0, 0.0, 3.0, 4.0, 2.0]));
     check(&layer(), "y = dense(x, w, v)", &real(&[2, 3], &[11.0, 22.0, 30.0, 13.0, 24.0, 32.0]));
     check(
+        &layer(),
+        "y = adaptable(x, w, v) {module: \"fc\"}",
+        &real(&[2, 3], &[11.0, 22.0, 30.0, 13.0, 24.0, 32.0]),
+    );
+    check(
         &[("x", real(&[2], &[1.0, 2.0])), layer().remove(1)],
         "y = dense(x, w)",
         &real(&[3], &[1.0, 2.0, 0.0]),

@@ -14,6 +14,7 @@
 //! Strides and lengths count elements, never bytes. Pointers to inputs, parameters and outputs are aligned to their
 //! element; the arena, staged values and every panel in them are aligned to [`ALIGNMENT`].
 
+use crate::bank::Runs;
 use crate::context::Context;
 use crate::load::Arriving;
 use crate::profile::Profile;
@@ -89,6 +90,8 @@ pub struct Frame {
     pub fault: *mut Fault,
     /// Where [`engraft_mark`](crate::engraft_mark) keeps the times of steps, or null where nobody asks.
     pub profile: *mut Profile,
+    /// The adapters of the call's items, or null where none has one; compiled code only hands it on.
+    pub adapters: *const Runs,
     /// The weights that a load stage is given, so that [`engraft_pack`](crate::engraft_pack) can let go of those it has
     /// read, or null.
     pub arriving: *const Arriving,
@@ -152,7 +155,8 @@ pub struct Pack {
     pub packed: *mut f32,
 }
 
-/// The product `y = gain * (x W^T + h B^T) + bias`, then the epilogue.
+/// The product `y = gain * (x W^T + h B^T) + bias`, then the epilogue. Where it is adaptable, items of the batch may have
+/// adapters, each with its own h, B, gain and bias; see [`Frame::adapters`].
 ///
 /// No buffer that is read may overlap `y`.
 #[derive(Clone, Copy, Debug)]
@@ -186,11 +190,16 @@ pub struct Linear {
     pub bias: *const f32,
     /// `[batch, rows, out]`, contiguous.
     pub y: *mut f32,
+    /// Which of the program's adaptable layers it is, or [`NOT_ADAPTABLE`].
+    pub adaptable: u64,
     /// What the epilogue is called with, or null when there is none: y, then the buffers that it reads.
     pub epilogue_buffers: *const *mut u8,
     /// Applied to each finished tile while it is in cache.
     pub epilogue: Option<TileFn>,
 }
+
+/// The number of a product that is no adaptable layer.
+pub const NOT_ADAPTABLE: u64 = u64::MAX;
 
 /// The product `h = x A^T` for few outputs.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,9 @@
 //! The functions that compiled code calls by name. They unfold batches into blocks, spread the blocks over the workers
-//! and hand each to a kernel; the arithmetic is the kernels'.
+//! and hand each to a kernel; the arithmetic is the kernels'. Products whose items have adapters are in `adapted.rs`.
 
-use crate::abi::{Attention, Dot, Frame, Linear, Pack, RowNorm};
+mod adapted;
+
+use crate::abi::{Attention, Dot, Frame, Linear, NOT_ADAPTABLE, Pack, RowNorm};
 use crate::context::Context;
 use crate::kernels::{AttentionBlock, Block, DotBlock, Mask, NormBlock, VECTORS};
 use crate::panels::{self, LANE, PANEL, Panel};
@@ -58,6 +60,13 @@ pub unsafe extern "C" fn engraft_linear(frame: *const Frame, linear: *const Line
     // SAFETY: both are the caller's promise.
     let (context, linear) = unsafe { (context(frame), &*linear) };
     let product = Product::new(linear);
+    if linear.adaptable != NOT_ADAPTABLE {
+        // SAFETY: the adapters of a call are alive while it runs, and fit its layers.
+        let done = unsafe { adapted::product(frame, &product) };
+        if done {
+            return;
+        }
+    }
     let shared = Shared((frame, product));
     context.workers.run(product.tasks(), product.operations(), &|task| {
         let (frame, product) = *shared.get();
@@ -67,17 +76,7 @@ pub unsafe extern "C" fn engraft_linear(frame: *const Frame, linear: *const Line
         unsafe {
             let block = product.block(row, panel);
             (context.kernels.product)(&block);
-            if let Some(epilogue) = product.linear.epilogue {
-                let (row, column) = (row.item * product.rows + row.first, panel.first);
-                epilogue(
-                    (*frame).dims,
-                    product.linear.epilogue_buffers,
-                    row as u64,
-                    (row + block.rows) as u64,
-                    column as u64,
-                    (column + panel.columns) as u64,
-                );
-            }
+            product.epilogue(frame, row, block.rows, panel);
         }
     });
 }
@@ -214,6 +213,26 @@ impl<'a> Product<'a> {
         (FirstRow { item, first: row_block * BLOCK_ROWS }, Panel::of(self.out, panel))
     }
 
+    /// Applies the epilogue, if there is one, to a finished block.
+    ///
+    /// # Safety
+    /// The block is the product's, and nobody else touches it meanwhile.
+    unsafe fn epilogue(&self, frame: *const Frame, row: FirstRow, rows: usize, panel: Panel) {
+        let Some(epilogue) = self.linear.epilogue else { return };
+        let first = row.item * self.rows + row.first;
+        // SAFETY: these are finished rows and columns of the product.
+        unsafe {
+            epilogue(
+                (*frame).dims,
+                self.linear.epilogue_buffers,
+                first as u64,
+                (first + rows) as u64,
+                panel.first as u64,
+                (panel.first + panel.columns) as u64,
+            );
+        }
+    }
+
     /// # Safety
     /// `row` and `panel` come from [`Product::place`] and the pointers of the product are valid.
     unsafe fn block(&self, row: FirstRow, panel: Panel) -> Block {
@@ -238,6 +257,8 @@ impl<'a> Product<'a> {
                 b: linear.b.wrapping_add(panel.first * self.rank),
                 gain: column(linear.gain),
                 bias: column(linear.bias),
+                shift: std::ptr::null(),
+                resume: false,
                 y: linear.y.add(all_rows * self.out + panel.first),
                 y_stride: self.out,
             }

@@ -7,11 +7,15 @@
 //! 2. [`Base::load_adapter`] takes an adapter's weights and makes a [`Model`], as often as there are adapters,
 //! 3. a [`Session`] of a model runs calls.
 //!
+//! Where a program has adaptable layers, a [`Bank`] loads adapters of any kind and rank onto a base, and each item of a
+//! call's batch may have another: [`Session::run_rows`].
+//!
 //! The runtime knows no graphs and compiles nothing. What compiled code and runtime agree on is [`abi`].
 
 pub mod abi;
 #[cfg(feature = "ndarray")]
 mod arrays;
+mod bank;
 mod bind;
 mod context;
 mod elements;
@@ -31,6 +35,9 @@ mod state;
 mod tensor;
 mod workers;
 
+pub use bank::{
+    Adapter, AdapterError, AdapterWeights, Bank, BankError, FormError, LayerWeights, Rows, Runs, Update,
+};
 pub use bind::{BindError, Bound, SYMBOL_LIMIT};
 pub use context::{Context, ContextError, KERNELS_VARIABLE, Options};
 pub use entry::{engraft_attention, engraft_dot, engraft_linear, engraft_pack, engraft_row_norm, symbols};
@@ -39,8 +46,8 @@ pub use load::{Arriving, Base, LoadError, Model};
 pub use mapped::MappedFile;
 pub use profile::{Profile, StepProfile, engraft_mark};
 pub use program::{
-    Binder, CarriedSpec, Code, Extent, ParamSpec, Program, ProgramError, ProgramSpec, StagedSpec, SymbolSpec,
-    TensorSpec,
+    AdaptableSpec, Binder, CarriedSpec, Code, Extent, ParamSpec, Program, ProgramError, ProgramSpec,
+    StagedSpec, SymbolSpec, TensorSpec,
 };
 pub use session::{CallError, Session};
 pub use stage::StageError;

@@ -124,6 +124,24 @@ impl Base {
         &self.inner.context
     }
 
+    /// The extents of an adaptable layer, as far as they are known: items, rows of an item, columns and rows of W.
+    pub(crate) fn extents(&self, layer: usize) -> [u64; 4] {
+        let at = self.program().spec().adaptable[layer].extents_at;
+        std::array::from_fn(|index| self.inner.loaded.bindings.sizes[at + index])
+    }
+
+    /// Where a staged value of the base is.
+    pub(crate) fn staged(&self, index: usize) -> *mut u8 {
+        let earlier = &self.program().spec().staged[..index];
+        let position = earlier.iter().filter(|staged| staged.stage == Stage::Base).count();
+        self.inner.loaded.staged[position].address()
+    }
+
+    /// Whether the two are one.
+    pub(crate) fn is(&self, other: &Base) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// What the steps of the base stage took, if the program was compiled to tell.
     pub fn profile(&self) -> Option<&Profile> {
         self.inner.loaded.profile.as_ref()
@@ -212,7 +230,7 @@ fn load(
     let profile = loaded.profile.as_mut();
     // SAFETY: the bindings are bound up to this stage, and the table has what was loaded now and what of earlier stages
     // is still read. The staged values written are this function's own until it returns.
-    unsafe { stage::run(program, stage, &loaded.bindings, &table, &mut arena, context, profile)? };
+    unsafe { stage::run(program, stage, &loaded.bindings, &table, &mut arena, (context, None), profile)? };
     for (_, tensor) in loaded.tensors.extract_if(.., |(binder, _)| !spec.is_read_after(stage, *binder)) {
         tensor.release();
     }

@@ -90,6 +90,8 @@ impl Tile {
             b: std::ptr::null(),
             gain: std::ptr::null(),
             bias: std::ptr::null(),
+            shift: std::ptr::null(),
+            resume: false,
             y: self.y.as_mut_slice().as_mut_ptr(),
             y_stride: PANEL,
         };

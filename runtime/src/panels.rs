@@ -73,32 +73,53 @@ impl Panel {
 /// # Safety
 /// The pointers of `pack` are valid for the extents it gives, and `packed` is not read or written by anyone else.
 pub(crate) unsafe fn pack(workers: &Workers, pack: &Pack) {
-    let (batch, out, k) = (pack.batch as usize, pack.out as usize, pack.k as usize);
-    let parts = match pack.packing {
-        // Without inputs or matrices there is nothing to pack, however many outputs.
-        _ if k == 0 || batch == 0 => 0,
-        Packing::Panels => out.div_ceil(PANEL),
-        Packing::Rows => out,
-    };
+    let operations = [pack.batch, pack.out, pack.k].into_iter().fold(1, u64::saturating_mul);
     let pack = Shared(*pack);
-    workers.run(batch * parts, batch.saturating_mul(out).saturating_mul(k), &|task| {
-        let pack = pack.get();
-        let (item, part) = (task / parts, task % parts);
-        // SAFETY: the caller's pointers cover `item < batch` and `part < parts`; each task writes its own part.
-        unsafe {
-            let w = pack.w.add(item * pack.w_batch_stride as usize);
-            match pack.packing {
-                Packing::Panels => {
-                    let to = pack.packed.add(item * out.next_multiple_of(LANE) * k);
-                    pack_panel(pack, w, to, Panel::of(out, part), k);
-                }
-                Packing::Rows => {
-                    let padded = row_stride(k);
-                    pack_row(pack, w, pack.packed.add((item * out + part) * padded), part, k, padded);
-                }
+    // SAFETY: the caller's pointers; each task writes its own part.
+    workers.run(parts(pack.get()), operations as usize, &|task| unsafe { pack_part(pack.get(), task) });
+}
+
+/// As [`pack`], all on the calling thread.
+///
+/// # Safety
+/// As for [`pack`].
+pub(crate) unsafe fn pack_here(pack: &Pack) {
+    // SAFETY: the caller's pointers.
+    (0..parts(pack)).for_each(|part| unsafe { pack_part(pack, part) });
+}
+
+/// How many panels or rows there are to pack, in all matrices.
+fn parts(pack: &Pack) -> usize {
+    // Without inputs there is nothing to pack, however many outputs.
+    if pack.k == 0 { 0 } else { pack.batch as usize * parts_of_one(pack) }
+}
+
+fn parts_of_one(pack: &Pack) -> usize {
+    match pack.packing {
+        Packing::Panels => (pack.out as usize).div_ceil(PANEL),
+        Packing::Rows => pack.out as usize,
+    }
+}
+
+/// # Safety
+/// As for [`pack`], and `index` is below [`parts`].
+unsafe fn pack_part(pack: &Pack, index: usize) {
+    let (out, k, parts) = (pack.out as usize, pack.k as usize, parts_of_one(pack));
+    let (item, part) = (index / parts, index % parts);
+    // SAFETY: the caller's pointers cover `item < batch` and `part < parts`.
+    unsafe {
+        let w = pack.w.add(item * pack.w_batch_stride as usize);
+        match pack.packing {
+            Packing::Panels => {
+                let to = pack.packed.add(item * out.next_multiple_of(LANE) * k);
+                pack_panel(pack, w, to, Panel::of(out, part), k);
+            }
+            Packing::Rows => {
+                let padded = row_stride(k);
+                pack_row(pack, w, pack.packed.add((item * out + part) * padded), part, k, padded);
             }
         }
-    });
+    }
 }
 
 /// Packs one panel of the matrix at `w` into its place in the panels at `to`.

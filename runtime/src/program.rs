@@ -92,6 +92,20 @@ pub struct CarriedSpec {
     pub extents: Vec<Extent>,
 }
 
+/// A linear layer on which a bank may put adapters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdaptableSpec {
+    /// The name by which adapters refer to it; several layers may have one name.
+    pub module: String,
+    /// `sizes[extents_at..]` are: items of the batch, rows of an item, columns of W, rows of W. The latter two are known
+    /// with the base.
+    pub extents_at: usize,
+    /// The staged value, of stage base, that holds the panels of W.
+    pub weight: usize,
+    /// Whether the layer has a bias of its own.
+    pub has_bias: bool,
+}
+
 /// What a program takes and gives. The table [`Frame::buffers`](crate::abi::Frame::buffers) lists inputs, params,
 /// staged values and outputs, in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -108,6 +122,8 @@ pub struct ProgramSpec {
     pub outputs: Vec<TensorSpec>,
     /// Which inputs a session carries: they aren't passed, and the outputs that they become aren't handed out.
     pub carried: Vec<CarriedSpec>,
+    /// The layers that adapters may be put on, in the order in which code numbers them.
+    pub adaptable: Vec<AdaptableSpec>,
     /// The length of the sizes vector.
     pub sizes_len: usize,
     /// For each stage, where in the sizes vector the bytes of its arena are.
@@ -194,6 +210,16 @@ pub enum ProgramError {
         /// When it is said to be read.
         last_read: Stage,
     },
+    /// An adaptable layer whose weight isn't staged with the base.
+    #[error(
+        "the weight of adaptable layer `{module}` is staged value {weight}, which isn't one of stage base"
+    )]
+    AdaptableWeight {
+        /// The layer.
+        module: String,
+        /// The index.
+        weight: usize,
+    },
     /// A staged value of the call stage, which no later stage could read.
     #[error("staged value `{name}` is of stage call; it must be of stage base or adapter")]
     StagedAtCall {
@@ -223,6 +249,8 @@ impl Code {
     ///   `sizes[arena_at[stage]]` bytes; and relies on no alignment beyond that of [`abi`](crate::abi).
     /// - An input that is carried and the output that it becomes have one address; the stage writes there only what lies
     ///   beyond the input.
+    /// - A product that says that it is adaptable is the layer of that number: of its extents, and with the panels that
+    ///   the staged value holds.
     /// - It returns 0, or another value after filling the fault. It doesn't unwind, and ids from outside are checked
     ///   before they index anything.
     pub unsafe fn new(stages: [StageFn; 3], sizes: SizesFn, owner: Box<dyn Any + Send + Sync>) -> Code {
@@ -328,6 +356,12 @@ impl ProgramSpec {
         }
         for (name, at) in ["base arena", "adapter arena", "call arena"].into_iter().zip(self.arena_at) {
             self.check_sizes(name, at, 1)?;
+        }
+        for AdaptableSpec { module, extents_at, weight, .. } in &self.adaptable {
+            self.check_sizes(module, *extents_at, 4)?;
+            if self.staged.get(*weight).is_none_or(|staged| staged.stage != Stage::Base) {
+                return Err(ProgramError::AdaptableWeight { module: module.clone(), weight: *weight });
+            }
         }
         self.symbols.iter().try_for_each(|symbol| self.check_symbol(symbol))?;
         (0..self.carried.len()).try_for_each(|index| self.check_carried(index))

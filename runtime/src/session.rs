@@ -1,6 +1,7 @@
 //! Calling: a session owns what one thread needs to run a model again and again. Knows nothing about loading.
 
 use crate::abi::Stage;
+use crate::bank::{Adapter, Rows, Runs};
 use crate::bind::{BindError, Bindings};
 use crate::load::Model;
 use crate::memory::Buffer;
@@ -51,6 +52,25 @@ pub enum CallError {
         /// How many were passed.
         found: usize,
     },
+    /// Adapters for another number of items than the batch has.
+    #[error("layer `{module}` has {expected} items, but adapters are given for {found}")]
+    RowCount {
+        /// The adaptable layer.
+        module: String,
+        /// Items of its batch.
+        expected: u64,
+        /// How many were given an adapter, or none of it.
+        found: usize,
+    },
+    /// An adapter that was loaded onto another base.
+    #[error("the adapter of item {item} was loaded onto another base than the one that is called")]
+    ForeignAdapter {
+        /// The item of the batch.
+        item: usize,
+    },
+    /// Adapters for a program that has nothing to put them on.
+    #[error("adapters are given, but the program has no adaptable layers")]
+    NotAdaptable,
     /// A tensor doesn't fit the program, or memory doesn't suffice.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -75,6 +95,7 @@ pub struct Session {
     table: Table,
     arena: Buffer,
     state: State,
+    runs: Runs,
     profile: Option<Profile>,
 }
 
@@ -83,7 +104,7 @@ impl Session {
         let (bindings, table) = (model.bindings().clone(), model.table());
         let spec = model.program().spec();
         let (state, profile) = (State::new(spec), Profile::of(spec));
-        Session { model, bindings, table, arena: Buffer::EMPTY, state, profile }
+        Session { model, bindings, table, arena: Buffer::EMPTY, state, runs: Runs::new(), profile }
     }
 
     /// The model it runs.
@@ -145,12 +166,25 @@ impl Session {
     /// When an input is missing, unknown, passed twice or doesn't fit, when memory doesn't suffice, or when an id is out
     /// of range.
     pub fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, CallError> {
+        self.run_rows(inputs, &Rows::default())
+    }
+
+    /// As [`run`](Self::run), each item of the batch with its own adapter, or none. A row's result is the same to the last
+    /// bit whatever adapters its neighbours have.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run); also when there are adapters for another number of items, or adapters of another base.
+    pub fn run_rows(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        rows: &Rows,
+    ) -> Result<Vec<(String, Tensor)>, CallError> {
         let tensors = self.in_order(inputs)?;
         let spec = self.model.program().spec();
         let names: Vec<String> = spec.returned().map(|(_, output)| output.name.clone()).collect();
         let mut outputs: Vec<Tensor> =
             spec.returned().map(|(_, output)| Tensor::empty(output.dtype)).collect();
-        self.run_into(&tensors, &mut outputs)?;
+        self.run_rows_into(&tensors, rows, &mut outputs)?;
         Ok(names.into_iter().zip(outputs).collect())
     }
 
@@ -165,6 +199,19 @@ impl Session {
     /// When there are too few or too many tensors, when an input doesn't fit, when memory doesn't suffice, or when an id
     /// is out of range.
     pub fn run_into(&mut self, inputs: &[&Tensor], outputs: &mut [Tensor]) -> Result<(), CallError> {
+        self.run_rows_into(inputs, &Rows::default(), outputs)
+    }
+
+    /// As [`run_into`](Self::run_into), with adapters as [`run_rows`](Self::run_rows) has them.
+    ///
+    /// # Errors
+    /// As both.
+    pub fn run_rows_into(
+        &mut self,
+        inputs: &[&Tensor],
+        rows: &Rows,
+        outputs: &mut [Tensor],
+    ) -> Result<(), CallError> {
         let program = self.model.program();
         let spec = program.spec();
         let expected = spec.arriving(Stage::Call).count();
@@ -176,6 +223,7 @@ impl Session {
             return Err(CallError::OutputCount { expected, found: outputs.len() });
         }
         self.bindings.bind(program, Stage::Call, inputs, Some(&self.state))?;
+        take_adapters(&mut self.runs, rows, &self.model, &self.bindings)?;
         let roomy = || {
             let (at, rows) =
                 (spec.arena_at[Stage::Call as usize], |index, rows| self.state.rows_to_come(index, rows));
@@ -199,13 +247,15 @@ impl Session {
             self.table.set_arriving(Binder::Input(carried.input), address);
             self.table.set_output(carried.output, address);
         }
-        // SAFETY: the bindings are bound by this call's tensors on top of the loaded ones; the table has the addresses of
+        let adapters = Some(&self.runs).filter(|runs| !runs.are_bare());
+        // SAFETY: the bindings are bound by this call's tensors on top of the loaded ones; `rows` keeps the adapters, which
+        // have been checked; the table has the addresses of
         // what the model keeps, of the inputs, borrowed here, of the outputs, borrowed mutably and resized, and of what is
         // carried, which is this session's own and has room for what it becomes.
         unsafe {
-            let context = self.model.base().context();
+            let on = (&**self.model.base().context(), adapters);
             let (arena, profile) = (&mut self.arena, self.profile.as_mut());
-            stage::run(program, Stage::Call, &self.bindings, &self.table, arena, context, profile)?;
+            stage::run(program, Stage::Call, &self.bindings, &self.table, arena, on, profile)?;
         }
         for (index, carried) in spec.carried.iter().enumerate() {
             self.state.commit(index, self.bindings.shape(&spec.outputs[carried.output]));
@@ -246,4 +296,29 @@ impl Session {
             _ => self.bindings.too_large(spec, what),
         }
     }
+}
+
+/// Checks a call's adapters and makes room for what they compute.
+fn take_adapters(runs: &mut Runs, rows: &Rows, model: &Model, bindings: &Bindings) -> Result<(), CallError> {
+    let adaptable = &model.program().spec().adaptable;
+    runs.take(rows);
+    if rows.is_empty() {
+        return Ok(());
+    }
+    if adaptable.is_empty() {
+        return Err(CallError::NotAdaptable);
+    }
+    let is_foreign = |adapter: &Adapter| !adapter.base().is(model.base());
+    if let Some(item) = rows.iter().position(|adapter| adapter.is_some_and(|adapter| is_foreign(adapter))) {
+        return Err(CallError::ForeignAdapter { item });
+    }
+    for (index, layer) in adaptable.iter().enumerate() {
+        let (items, item_rows) = (bindings.sizes[layer.extents_at], bindings.sizes[layer.extents_at + 1]);
+        if items != rows.len() as u64 {
+            let (module, expected, found) = (layer.module.clone(), items, rows.len());
+            return Err(CallError::RowCount { module, expected, found });
+        }
+        runs.reserve(index, (items as usize).saturating_mul(item_rows as usize))?;
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 //! buffers come from.
 
 use crate::abi::{Fault, Frame, Stage};
+use crate::bank::Runs;
 use crate::bind::{BindError, Bindings};
 use crate::context::Context;
 use crate::load::Arriving;
@@ -97,14 +98,15 @@ pub(crate) fn grow_arena(
 /// # Safety
 /// `bindings` is bound up to `stage`; `table` has the address of every tensor and staged value known and still read at
 /// that stage, of this stage's staged values and, for a call, of the outputs, each as large as `bindings` says; what the stage writes
-/// is read or written by nobody else meanwhile; `arena` is large enough for it.
+/// is read or written by nobody else meanwhile; `arena` is large enough for it; of `adapters`, each fits the program and is
+/// alive, their items are as many as every adaptable layer's, and there is room for each.
 pub(crate) unsafe fn run(
     program: &Program,
     stage: Stage,
     bindings: &Bindings,
     table: &Table,
     arena: &mut Buffer,
-    context: &Context,
+    (context, adapters): (&Context, Option<&Runs>),
     mut profile: Option<&mut Profile>,
 ) -> Result<(), StageError> {
     if let Some(profile) = profile.as_deref_mut() {
@@ -118,6 +120,7 @@ pub(crate) unsafe fn run(
         context: std::ptr::from_ref(context),
         fault: &raw mut fault,
         profile: profile.map_or(std::ptr::null_mut(), std::ptr::from_mut),
+        adapters: adapters.map_or(std::ptr::null(), std::ptr::from_ref),
         arriving: &raw const table.arriving,
     };
     // SAFETY: the frame is what `Code::new` says a stage relies on, by this function's own contract.

@@ -160,6 +160,7 @@ impl Case {
             context,
             fault: null_mut(),
             profile: null_mut(),
+            adapters: null(),
             arriving: null(),
         };
         // SAFETY: the buffers have the lengths that the extents and strides give.

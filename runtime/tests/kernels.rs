@@ -5,7 +5,7 @@
 use std::num::NonZeroUsize;
 use std::ptr::{null, null_mut};
 
-use engraft_runtime::abi::{Dot, Frame, Linear, Pack, Packing, RowNorm};
+use engraft_runtime::abi::{Dot, Frame, Linear, NOT_ADAPTABLE, Pack, Packing, RowNorm};
 use engraft_runtime::panels::{LANE, PANEL};
 use engraft_runtime::{
     Context, KernelSet, Options, engraft_dot, engraft_linear, engraft_pack, engraft_row_norm,
@@ -82,6 +82,7 @@ fn frame(context: &Context, buffers: &[*mut u8]) -> Frame {
         context,
         fault: null_mut(),
         profile: null_mut(),
+        adapters: null(),
         arriving: null(),
     }
 }
@@ -219,6 +220,7 @@ impl Case {
             gain: optional(&gain),
             bias: optional(&bias),
             y: y.address_mut(),
+            adaptable: NOT_ADAPTABLE,
             epilogue_buffers: null(),
             epilogue: None,
         };

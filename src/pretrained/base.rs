@@ -3,7 +3,7 @@
 use super::{CompileOptions, CompiledModel, PretrainedError};
 use crate::import::gguf::Gguf;
 use crate::import::models::{Architecture, GraphOptions, ModelDirectory};
-use crate::import::peft::{AttachReport, PeftAdapter, attach};
+use crate::import::peft::{AttachReport, PeftAdapter, adaptable, attach};
 use crate::import::sentence::SentenceConfig;
 use crate::import::tokenizer::TextTokenizer;
 use crate::runtime::Weights;
@@ -174,6 +174,18 @@ impl Pretrained {
         let attached = attach(&graph, &adapter)
             .map_err(|source| PretrainedError::Attach { path: path.clone(), source: Box::new(source) })?;
         Ok(Assembled { graph: attached.graph, base, adapter: attached.weights, report: attached.report })
+    }
+
+    /// The graph with adaptable layers, and the base's tensors.
+    pub(super) fn assemble_bank(&self, options: GraphOptions) -> Result<Assembled, PretrainedError> {
+        if let Some(Adapter { path, .. }) = &self.adapter {
+            return Err(PretrainedError::AttachedInBank { path: path.clone() });
+        }
+        let graph = adaptable(&self.architecture.graph(options)?).map_err(|source| {
+            PretrainedError::Attach { path: self.path.clone(), source: Box::new(source) }
+        })?;
+        let (adapter, report) = (Weights::new(), AttachReport::default());
+        Ok(Assembled { graph, base: self.weights.clone(), adapter, report })
     }
 
     /// Compiles the model for this machine and loads it.

@@ -1,10 +1,10 @@
 //! A pretrained model compiled and loaded: what can be called, from any number of threads. Knows nothing about texts.
 
 use super::base::Assembled;
-use super::{Embedder, Generator, Pretrained, PretrainedError};
+use super::{AdapterBank, Embedder, Generator, Pretrained, PretrainedError};
 use crate::import::models::{Architecture, GraphOptions, Kind, Logits};
 use crate::import::peft::AttachReport;
-use crate::runtime::{self, Context, Model, Session, Tensor, Weights};
+use crate::runtime::{self, Context, Model, Rows, Session, Tensor, Weights};
 use crate::{Compiled, Options, compile};
 
 /// How a pretrained model is compiled.
@@ -12,6 +12,8 @@ use crate::{Compiled, Options, compile};
 pub struct CompileOptions {
     /// Merge the adapter into the weights when it is loaded.
     pub merge: bool,
+    /// Whether adapters are put on the model while it runs, another on each row: [`CompiledModel::bank`].
+    pub bank: bool,
     /// Whether the program tells the time of each step.
     pub profile: bool,
     /// Of which tokens a decoder gives logits. For [`CompiledModel::generator`] those of the last ones are enough.
@@ -27,20 +29,25 @@ pub struct CompiledModel {
     report: AttachReport,
     compiled: Compiled,
     model: Model,
+    bank: Option<AdapterBank>,
 }
 
 impl CompiledModel {
     pub(super) fn new(mut pretrained: Pretrained, options: CompileOptions) -> Result<Self, PretrainedError> {
-        let CompileOptions { merge, profile, logits, runtime } = options;
+        let CompileOptions { merge, bank, profile, logits, runtime } = options;
         let options = GraphOptions { logits };
-        let Assembled { graph, base, adapter, report } = pretrained.assemble(options)?;
+        let assembled =
+            if bank { pretrained.assemble_bank(options)? } else { pretrained.assemble(options)? };
+        let Assembled { graph, base, adapter, report } = assembled;
         let compiled = compile(&graph, &Options { merge, profile, ..Options::default() })?;
         let loaded = compiled.program.load_base(&base, Context::new(runtime)?)?;
         // What no stage reads again is not kept.
         drop(base);
         pretrained.forget_weights();
         let model = loaded.load_adapter(&adapter)?;
-        Ok(Self { pretrained, options, report, compiled, model })
+        let architecture = || pretrained.architecture().clone();
+        let bank = bank.then(|| AdapterBank::new(architecture(), graph, model.base().clone()));
+        Ok(Self { pretrained, options, report, compiled, model, bank })
     }
 
     /// What the model is.
@@ -56,6 +63,14 @@ impl CompiledModel {
     /// What attaching the adapter did.
     pub fn report(&self) -> &AttachReport {
         &self.report
+    }
+
+    /// The adapters on it, by name.
+    ///
+    /// # Errors
+    /// [`PretrainedError::NoBank`]: it was compiled without.
+    pub fn bank(&self) -> Result<&AdapterBank, PretrainedError> {
+        self.bank.as_ref().ok_or(PretrainedError::NoBank)
     }
 
     /// The program, and every level it went through.
@@ -82,6 +97,14 @@ impl CompiledModel {
         self.run_in(&mut self.session(), inputs)
     }
 
+    /// As [`run`](Self::run), each row of the batch with its own adapter: [`AdapterBank::rows`] says which.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run); also when there are adapters for another number of rows than the batch has.
+    pub fn run_rows(&self, inputs: &Weights, rows: &Rows) -> Result<Vec<(String, Tensor)>, PretrainedError> {
+        self.run_rows_in(&mut self.session(), inputs, rows)
+    }
+
     /// As [`run`](Self::run), in a session, which keeps its memory and, of a decoder, what came before.
     ///
     /// # Errors
@@ -91,9 +114,22 @@ impl CompiledModel {
         session: &mut Session,
         inputs: &Weights,
     ) -> Result<Vec<(String, Tensor)>, PretrainedError> {
+        self.run_rows_in(session, inputs, &Rows::default())
+    }
+
+    /// As [`run_rows`](Self::run_rows), in a session.
+    ///
+    /// # Errors
+    /// As [`run_rows`](Self::run_rows).
+    pub fn run_rows_in(
+        &self,
+        session: &mut Session,
+        inputs: &Weights,
+        rows: &Rows,
+    ) -> Result<Vec<(String, Tensor)>, PretrainedError> {
         let filled = self.architecture().fill_inputs(inputs, session.carried_len(), self.options)?;
         let named: Vec<_> = filled.iter().map(|(name, tensor)| (*name, tensor)).collect();
-        Ok(session.run(&named)?)
+        Ok(session.run_rows(&named, rows)?)
     }
 
     /// Turns texts into vectors.

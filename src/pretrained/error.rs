@@ -7,7 +7,7 @@ use crate::import::models::{ConfigError, DirectoryError, InputError, Kind, Tenso
 use crate::import::peft::{AdapterError, AttachError};
 use crate::import::sentence::{PoolError, SentenceError};
 use crate::import::tokenizer::TokenizerError;
-use crate::runtime::{CallError, ContextError, LoadError, TensorError};
+use crate::runtime::{BankError, CallError, ContextError, LoadError, TensorError};
 use engraft_ir::BuildErrors;
 use std::io;
 use std::path::PathBuf;
@@ -73,6 +73,20 @@ pub enum PretrainedError {
         /// Why.
         source: Box<AttachError>,
     },
+    /// A model with an adapter attached cannot be a bank's base.
+    #[error("{}: attached to the model; a bank is on the base alone: load it into the bank instead", path.display())]
+    AttachedInBank {
+        /// The adapter's directory.
+        path: PathBuf,
+    },
+    /// The model was compiled without a bank.
+    #[error(
+        "the model was compiled without a bank, so rows cannot have adapters; ask for one with `CompileOptions::bank`"
+    )]
+    NoBank,
+    /// The bank does not do what it is asked to.
+    #[error(transparent)]
+    Bank(#[from] BankError),
     /// A tokenizer cannot be read, or failed on a text.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),

@@ -10,6 +10,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod bank;
 mod base;
 mod compiled;
 mod embedder;
@@ -17,6 +18,7 @@ mod error;
 mod generator;
 pub mod sampling;
 
+pub use bank::AdapterBank;
 pub use base::{Assembled, Pretrained};
 pub use compiled::{CompileOptions, CompiledModel};
 pub use embedder::{Embedder, MAX_TOKENS};

@@ -83,6 +83,7 @@ const KINDS: &[Kind] = &[
     constant,
     dense,
     dense,
+    adaptable,
     lora,
     dora,
     output_dora,
@@ -212,6 +213,13 @@ fn dense<'g>(making: &mut Making<'g>, step: Step, on: Tensor<'g>, ty: &TensorTyp
     let weight = making.param(step.choice / 2, dims![output, input]);
     let bias = (step.choice.is_multiple_of(2)).then(|| making.param(0, dims![output]));
     Some(on.dense(weight, bias))
+}
+
+fn adaptable<'g>(making: &mut Making<'g>, step: Step, on: Tensor<'g>, ty: &TensorType) -> Option<Tensor<'g>> {
+    let (input, output) = (fixed_last(ty).filter(|_| ty.rank() > 1)?, usize::from(step.size));
+    let weight = making.param(0, dims![output, input]);
+    let bias = (step.choice.is_multiple_of(2)).then(|| making.param(0, dims![output]));
+    Some(on.adaptable("fc", weight, bias))
 }
 
 fn lora<'g>(making: &mut Making<'g>, step: Step, on: Tensor<'g>, ty: &TensorType) -> Option<Tensor<'g>> {

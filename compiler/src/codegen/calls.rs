@@ -99,12 +99,12 @@ impl Emit<'_, '_> {
         self.call_with(entry, frame, &fill);
     }
 
-    /// Computes a linear layer; `reads` are as [`Kernel::Linear`] lists them.
+    /// Computes a linear layer, which has a number if it is adaptable; `reads` are as [`Kernel::Linear`] lists them.
     pub(super) fn call_linear(
         &mut self,
         entry: FuncRef,
         frame: Value,
-        linear: &Linear,
+        (linear, adaptable): (&Linear, Option<usize>),
         reads: &[Value],
         y: Value,
         epilogue: Option<Value>,
@@ -128,7 +128,9 @@ impl Emit<'_, '_> {
         self.set_dim(&fill, offset_of!(abi::Linear, x_batch_stride), &(linear.rows.clone() * &linear.k));
         let w_stride = if linear.batched_weight { self.panel_floats(linear) } else { zero };
         self.set(&fill, offset_of!(abi::Linear, w_batch_stride), w_stride);
+        let adaptable = self.int(adaptable.map_or(abi::NOT_ADAPTABLE, |number| number as u64).cast_signed());
         let pointers = [
+            (adaptable, offset_of!(abi::Linear, adaptable)),
             (x, offset_of!(abi::Linear, x)),
             (w, offset_of!(abi::Linear, w)),
             (h, offset_of!(abi::Linear, h)),

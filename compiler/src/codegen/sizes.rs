@@ -32,6 +32,13 @@ impl SizesLayout {
         at
     }
 
+    /// Adds extents; returns where they begin.
+    pub(super) fn each(&mut self, extents: [&Dim; 4]) -> usize {
+        let at = self.entries.len();
+        self.entries.extend(extents.map(Clone::clone).map(Entry::Extent));
+        at
+    }
+
     /// Adds the bytes of blocks that follow each other; returns where they are.
     pub(super) fn bytes(&mut self, blocks: Vec<Dim>) -> usize {
         self.entries.push(Entry::Bytes(blocks));

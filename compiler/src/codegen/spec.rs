@@ -2,12 +2,13 @@
 //! place that knows both the IR's and the runtime's words for types and stages.
 
 use super::sizes::SizesLayout;
+use crate::plan::kernel::Linear;
 use crate::plan::{BufferId, Carried, Plan, STAGES, Storage, stage_index};
 use engraft_ir::{DType, Dim, Stage};
 use engraft_runtime::abi::Stage as RunStage;
 use engraft_runtime::{
-    Binder, CarriedSpec, DType as RunDType, Extent, ParamSpec, ProgramSpec, StagedSpec, SymbolSpec,
-    TensorSpec,
+    AdaptableSpec, Binder, CarriedSpec, DType as RunDType, Extent, ParamSpec, ProgramSpec, StagedSpec,
+    SymbolSpec, TensorSpec,
 };
 
 pub(super) fn program_spec(plan: &Plan, layout: &mut SizesLayout) -> ProgramSpec {
@@ -48,9 +49,33 @@ pub(super) fn program_spec(plan: &Plan, layout: &mut SizesLayout) -> ProgramSpec
         })
         .collect();
     let steps = plan.steps.iter().map(|step| step.name.clone()).collect();
+    let (carried, adaptable) = (carried(plan), adaptable(plan, layout));
     let (sizes_len, profiled) = (layout.len(), plan.profiled);
-    let carried = carried(plan);
-    ProgramSpec { symbols, inputs, params, staged, outputs, carried, sizes_len, arena_at, steps, profiled }
+    ProgramSpec {
+        symbols,
+        inputs,
+        params,
+        staged,
+        outputs,
+        carried,
+        adaptable,
+        sizes_len,
+        arena_at,
+        steps,
+        profiled,
+    }
+}
+
+fn adaptable(plan: &Plan, layout: &mut SizesLayout) -> Vec<AdaptableSpec> {
+    let layers = plan.adaptable().map(|(_, step, linear)| {
+        let Linear { batch, rows, k, out, bias, .. } = linear;
+        let Storage::Staged(weight) = plan.buffer(step.reads[1]).storage else {
+            unreachable!("the plan's verifier checked that the weight is staged")
+        };
+        let module = linear.adaptable.as_deref().unwrap_or_default().to_owned();
+        AdaptableSpec { module, extents_at: layout.each([batch, rows, k, out]), weight, has_bias: *bias }
+    });
+    layers.collect()
 }
 
 fn carried(plan: &Plan) -> Vec<CarriedSpec> {

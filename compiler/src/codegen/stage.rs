@@ -114,7 +114,8 @@ impl<'a, M: Module> Codegen<'a, M> {
                     let function = self.module.declare_func_in_func(id, e.b.func);
                     e.b.ins().func_addr(I64, function)
                 });
-                e.call_linear(callee, frame, linear, &reads, write, epilogue);
+                let number = places.plan.adaptable().position(|(step, ..)| step == index);
+                e.call_linear(callee, frame, (linear, number), &reads, write, epilogue);
             }
             Kernel::Dot(dot) => e.call_dot(callee, frame, dot, [reads[0], reads[1]], write),
             Kernel::RowNorm(norm) => {

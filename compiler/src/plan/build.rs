@@ -37,6 +37,7 @@ pub fn plan(graph: &Graph, options: PlanOptions) -> Result<Plan, PlanError> {
     }
     graph.nodes().try_for_each(check_numbers)?;
     let stages = Stages::of(graph);
+    check_adaptable(graph, &stages)?;
     let fusion = Fusion::of(graph, &stages, options.fuse);
     let mut planner = Planner {
         graph,
@@ -75,6 +76,20 @@ fn check_numbers(node: &Node) -> Result<(), PlanError> {
         let single = value as f32;
         if single.is_infinite() || (single == 0.0 && value != 0.0) {
             return Err(PlanError::Number { node: node.name().to_owned(), attribute, value });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses adaptable layers whose weight the base does not know: adapters are loaded onto its panels.
+fn check_adaptable(graph: &Graph, stages: &Stages) -> Result<(), PlanError> {
+    for id in graph.order() {
+        let Op::Adaptable(ops::Adaptable { module }) = graph.node(id).op() else { continue };
+        let Some(weight) = graph.operand(id, ops::Adaptable::WEIGHT) else { continue };
+        let stage = stages.node(weight);
+        if stage > Stage::Base {
+            let (node, weight) = (graph.node(id).name().to_owned(), graph.node(weight).name().to_owned());
+            return Err(PlanError::AdaptableWeight { node, module: module.clone(), weight, stage });
         }
     }
     Ok(())
@@ -139,7 +154,7 @@ impl Planner<'_> {
             }
             Op::Constant(constant) => self.draft.constant(self.graph.node(id).name(), constant.values),
             Op::Reshape(_) => self.value(self.operand(id, 0)),
-            Op::Dense(_) | Op::Lora(_) | Op::Dora(_) => {
+            Op::Dense(_) | Op::Adaptable(_) | Op::Lora(_) | Op::Dora(_) => {
                 let write = self.result(id);
                 self.linear(id, id, write, None)
             }

@@ -1,6 +1,6 @@
 //! Why a graph cannot be planned.
 
-use engraft_ir::{Symbol, TensorType, VerifyError};
+use engraft_ir::{Stage, Symbol, TensorType, VerifyError};
 use thiserror::Error;
 
 /// Why a graph cannot be planned.
@@ -34,6 +34,21 @@ pub enum PlanError {
         symbol: Symbol,
         /// The carried input.
         input: String,
+    },
+    /// An adaptable layer whose weight is not the base's.
+    #[error(
+        "`{node}` is adaptable as `{module}`, but its weight `{weight}` is known at stage {stage}, expected base: \
+         adapters are loaded onto the base's weight"
+    )]
+    AdaptableWeight {
+        /// The node's name.
+        node: String,
+        /// The name by which adapters refer to it.
+        module: String,
+        /// The weight.
+        weight: String,
+        /// When it is known.
+        stage: Stage,
     },
     /// A number that the graph knows is infinity or 0 in f32.
     #[error(

@@ -88,7 +88,7 @@ impl Fusion {
                 }
                 let is_product = matches!(
                     graph.node(operand).op(),
-                    Op::Dense(_) | Op::Lora(_) | Op::Dora(_) | Op::Matmul(_)
+                    Op::Dense(_) | Op::Adaptable(_) | Op::Lora(_) | Op::Dora(_) | Op::Matmul(_)
                 );
                 let fits = is_product
                     && graph.use_count(operand) == 1
@@ -139,7 +139,7 @@ fn inlines(graph: &Graph, stages: &Stages, id: NodeId) -> bool {
 fn is_packed_transpose(graph: &Graph, id: NodeId) -> bool {
     let node = graph.node(id);
     let is_weight = |&(user, slot): &(NodeId, usize)| match graph.node(user).op() {
-        Op::Dense(_) => slot == 1,
+        Op::Dense(_) | Op::Adaptable(_) => slot == 1,
         Op::Lora(_) | Op::Dora(_) | Op::OutputDora(_) => (1..=3).contains(&slot),
         Op::LoraApply(_) => slot >= 1,
         Op::LoraNorm(_) => true,

@@ -5,6 +5,7 @@
 use engraft_ir::ops::{Binary, Reduction, Unary};
 use engraft_ir::{DType, Dim};
 pub use engraft_runtime::abi::Packing;
+use std::sync::Arc;
 
 /// What a step does.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,6 +97,9 @@ pub struct Linear {
     pub gain: bool,
     /// Whether there is a bias `[out]`.
     pub bias: bool,
+    /// The name by which adapters refer to it, if a bank may put some on it: `batch` then counts items, each of which may
+    /// have an adapter of its own, W is staged with the base, and there is neither a low-rank part nor a gain.
+    pub adaptable: Option<Arc<str>>,
     /// What is done to each finished tile, over the space `[batch * rows, out]`. Its access 0 is y itself.
     pub epilogue: Option<Loop>,
 }

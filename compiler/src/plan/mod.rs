@@ -21,7 +21,7 @@ pub use error::PlanError;
 pub use verify::{PlanInvariant, verify};
 
 use engraft_ir::{Dim, Stage, Symbol, TensorType};
-use kernel::Kernel;
+use kernel::{Kernel, Linear};
 
 /// A buffer's number in its plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -147,6 +147,14 @@ impl Plan {
     /// A buffer.
     pub fn buffer(&self, id: BufferId) -> &Buffer {
         &self.buffers[id.0]
+    }
+
+    /// The layers that a bank may put adapters on, in the order in which code numbers them: the step and its kernel.
+    pub fn adaptable(&self) -> impl Iterator<Item = (usize, &Step, &Linear)> {
+        self.steps.iter().enumerate().filter_map(|(index, step)| match &step.kernel {
+            Kernel::Linear(linear) if linear.adaptable.is_some() => Some((index, step, linear)),
+            _ => None,
+        })
     }
 
     /// The steps of one stage.

@@ -143,6 +143,9 @@ impl fmt::Display for Linear {
             write!(f, ", rank {rank}")?;
         }
         write!(f, "{}{}", flag(self.gain, "gain"), flag(self.bias, "bias"))?;
+        if let Some(module) = &self.adaptable {
+            write!(f, ", adaptable as {module}")?;
+        }
         match &self.epilogue {
             Some(epilogue) => write!(f, ", epilogue {epilogue}"),
             None => Ok(()),

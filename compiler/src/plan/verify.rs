@@ -5,7 +5,8 @@
 //! 4. each kernel has as many operands as it says, of the types it works in,
 //! 5. every output is written, and every symbol is bound by the axis it names,
 //! 6. what is carried is appended to and nothing else: where an input and an output are one piece of memory, each step
-//!    that writes it either copies the input to its own place, which does nothing, or writes beyond the input's end.
+//!    that writes it either copies the input to its own place, which does nothing, or writes beyond the input's end,
+//! 7. an adaptable layer has one matrix, staged with the base, and no adapter of its own.
 //!
 //! Whether memory is shared soundly is for `check.rs`, which knows nothing of how the planner decided.
 
@@ -96,6 +97,14 @@ pub enum PlanInvariant {
         /// The input.
         input: usize,
     },
+    /// A layer that a bank may put adapters on is not as loading them needs it.
+    #[error(
+        "step {step} is adaptable, so its weight must be one matrix, staged with the base, with no low-rank part and no gain"
+    )]
+    Adaptable {
+        /// The step.
+        step: usize,
+    },
     /// A symbol is not the axis that is to bind it.
     #[error("symbol `{symbol}` is not axis {axis} of b{buffer}")]
     Symbol {
@@ -121,6 +130,9 @@ pub fn verify(plan: &Plan) -> Result<(), Vec<PlanInvariant>> {
         }
         verify_reads(plan, index, step, &written, &mut errors);
         verify_operands(plan, index, step, &mut errors);
+        if !may_be_adapted(plan, step) {
+            errors.push(PlanInvariant::Adaptable { step: index });
+        }
         let target = plan.buffer(step.write);
         if is_given(target.storage) || target.stage != step.stage {
             errors.push(PlanInvariant::Write { step: index, buffer: step.write.0 });
@@ -191,6 +203,20 @@ fn appends(step: &Step, input: BufferId, end: &Dim) -> bool {
         Kernel::Loop(body) if step.reads == [input] && body.is_identity() => true,
         Kernel::Loop(body) => body.write.offset.checked_sub(end).is_some(),
         _ => false,
+    }
+}
+
+/// Whether a step is as an adaptable layer must be, if it is one.
+fn may_be_adapted(plan: &Plan, step: &Step) -> bool {
+    match &step.kernel {
+        Kernel::Linear(linear) if linear.adaptable.is_some() => {
+            let weight = step.reads.get(1).map(|&weight| plan.buffer(weight));
+            let is_staged = |weight: &Buffer| {
+                matches!(weight.storage, Storage::Staged(_)) && weight.stage <= engraft_ir::Stage::Base
+            };
+            weight.is_some_and(is_staged) && linear.rank.is_none() && !linear.gain && !linear.batched_weight
+        }
+        _ => true,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The arithmetic of LoRA and DoRA on one module, written with the public builder. Knows nothing about configs or files.
 
 use super::modules::{Layer, Module};
-use engraft_ir::ops::{Dense, Gather, Matmul};
+use engraft_ir::ops::{Adaptable, Dense, Gather, Matmul};
 use engraft_ir::{DType::F32, Dim, GraphBuilder, Op, Shape, Tensor};
 
 /// How a module is adapted.
@@ -87,11 +87,11 @@ pub(super) fn adapt(g: &GraphBuilder, module: &Module, kind: Kind) {
 
 /// The slot of the input, which `dense` and `matmul` share.
 const INPUT: usize = Dense::X;
-const _: () = assert!(Dense::X == Matmul::A);
+const _: () = assert!(Dense::X == Matmul::A && Dense::X == Adaptable::X && Dense::BIAS == Adaptable::BIAS);
 
 /// `g ∘ (product + update) + bias` for a layer's node `product + bias`.
 fn with_gain<'g>(node: Tensor<'g>, update: Tensor<'g>, gain: Tensor<'g>, name: &str) -> Tensor<'g> {
-    let dense = node.op().filter(|op| matches!(op, Op::Dense(_)));
+    let dense = node.op().filter(|op| matches!(op, Op::Dense(_) | Op::Adaptable(_)));
     let slot = |slot| dense.as_ref().and_then(|_| node.operand(slot));
     match (slot(Dense::X), slot(Dense::WEIGHT), slot(Dense::BIAS)) {
         (Some(x), Some(weight), Some(bias)) => gain * (x.dense(weight, None).named(name) + update) + bias,

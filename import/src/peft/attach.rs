@@ -81,6 +81,15 @@ pub enum AttachError {
         /// Its type.
         found: TensorType,
     },
+    /// The adapter changes something that cannot differ between the rows of a batch.
+    #[error(
+        "the adapter changes `{name}`, which is no adaptable layer: in a bank, an adapter changes linear layers and their \
+         biases; attach it, or merge it into the model"
+    )]
+    NotAdaptable {
+        /// The module or parameter.
+        name: String,
+    },
     /// A pattern of the config takes too long to match.
     #[error(transparent)]
     Pattern(#[from] PatternError),
@@ -168,31 +177,45 @@ impl fmt::Display for AttachReport {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn attach(graph: &Graph, adapter: &PeftAdapter) -> Result<Attached, AttachError> {
+    let mut graph = graph.clone();
+    graph.prune();
+    let Taken { adapted, replaced, weights } = take(&graph, adapter)?;
+    let g = GraphBuilder::edit(graph);
+    for target in &adapted {
+        adapt(&g, &target.module, kind(adapter.config(), target));
+    }
+    for param in &replaced {
+        let _ = g.find(param).adapter();
+    }
+    Ok(Attached { graph: g.finish()?, weights, report: AttachReport { adapted, replaced } })
+}
+
+/// What an adapter means on a graph: every tensor of its file in its place.
+pub(super) struct Taken {
+    pub(super) adapted: Vec<AdaptedModule>,
+    /// The base's parameters that the adapter replaces.
+    pub(super) replaced: Vec<String>,
+    /// A tensor for each parameter of the adapted modules, and for each that is replaced.
+    pub(super) weights: Weights,
+}
+
+/// Finds the modules that an adapter means in a graph without dead nodes, and their tensors.
+pub(super) fn take(graph: &Graph, adapter: &PeftAdapter) -> Result<Taken, AttachError> {
     let config = adapter.config();
     if let (Init::Residual(init), false) = (&config.init, adapter.is_on_residual_base()) {
         return Err(AttachError::ResidualBase { init: init.clone() });
     }
-    let mut graph = graph.clone();
-    graph.prune();
-    let candidates = candidates(&graph);
+    let candidates = candidates(graph);
     let mut ledger = Ledger::new(adapter.tensors());
     let adapted = targets(config, &candidates, &ledger)?;
     for target in &adapted {
         take_parts(target, kind(config, target), &mut ledger)?;
     }
     let targeted = adapted.iter().map(|target| target.module.name.clone()).collect::<BTreeSet<_>>();
-    let base = Base { graph: &graph, candidates: &candidates, targeted: &targeted };
+    let base = Base { graph, candidates: &candidates, targeted: &targeted };
     let replaced = take_replaced(&base, config, &mut ledger)?;
     let weights = ledger.finish().map_err(AttachError::Unused)?;
-
-    let g = GraphBuilder::edit(graph);
-    for target in &adapted {
-        adapt(&g, &target.module, kind(config, target));
-    }
-    for param in &replaced {
-        let _ = g.find(param).adapter();
-    }
-    Ok(Attached { graph: g.finish()?, weights, report: AttachReport { adapted, replaced } })
+    Ok(Taken { adapted, replaced, weights })
 }
 
 /// Names of output layers, which PEFT leaves out of "all-linear" if the model is one of Transformers'.

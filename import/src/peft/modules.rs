@@ -1,7 +1,7 @@
 //! The modules of a graph: what `PyTorch` would call `Linear`, `Conv1D` and `Embedding`, found by the names of their weight
 //! parameters and by how these are used. Knows nothing about adapters.
 
-use engraft_ir::ops::{Dense, Gather, Matmul, Transpose};
+use engraft_ir::ops::{Adaptable, Dense, Gather, Matmul, Transpose};
 use engraft_ir::{DType, Dim, Graph, NodeId, Op, TensorType};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -124,14 +124,16 @@ fn candidate(
     Ok(Module { name: name.to_owned(), layer, inputs, outputs, uses, tied })
 }
 
+const _: () = assert!(Dense::WEIGHT == Adaptable::WEIGHT);
+
 /// The uses of a weight or, if `transposed`, of its transpose: as what, and by which node.
 fn uses(graph: &Graph, weight: NodeId, transposed: bool) -> Result<Vec<(Layer, NodeId)>, NotAModule> {
     let mut found = Vec::new();
     for (user, slot) in graph.users(weight) {
         let node = graph.node(user);
         let layer = match (node.op(), slot) {
-            (Op::Dense(_), Dense::WEIGHT) if transposed => Layer::Conv1d,
-            (Op::Dense(_), Dense::WEIGHT) => Layer::Linear,
+            (Op::Dense(_) | Op::Adaptable(_), Dense::WEIGHT) if transposed => Layer::Conv1d,
+            (Op::Dense(_) | Op::Adaptable(_), Dense::WEIGHT) => Layer::Linear,
             (Op::Matmul(_), Matmul::B) if transposed => Layer::Linear,
             (Op::Matmul(_), Matmul::B) => Layer::Conv1d,
             (Op::Gather(_), Gather::TABLE) if !transposed => Layer::Embedding,

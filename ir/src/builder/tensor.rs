@@ -3,9 +3,9 @@
 use super::GraphBuilder;
 use super::error::Cause;
 use crate::ops::{
-    Attention, Binary, Broadcast, Cast, Concat, Constant, Dense, EpsilonAt, Gather, Init, LayerNorm, Lora,
-    LoraApply, LoraDelta, LoraNorm, Magnitude, Matmul, Normalize, OutputDora, Reduce, Reduction, Reshape,
-    RmsNorm, Scale, Slice, Softmax, Transpose, Unary,
+    Adaptable, Attention, Binary, Broadcast, Cast, Concat, Constant, Dense, EpsilonAt, Gather, Init,
+    LayerNorm, Lora, LoraApply, LoraDelta, LoraNorm, Magnitude, Matmul, Normalize, OutputDora, Reduce,
+    Reduction, Reshape, RmsNorm, Scale, Slice, Softmax, Transpose, Unary,
 };
 use crate::ops::{Dora, Param};
 use crate::{Axis, DType, Dim, NodeId, Op, RuleError, Shape, Stage, TensorType};
@@ -139,6 +139,12 @@ impl<'g> Tensor<'g> {
     #[track_caller]
     pub fn dense(self, weight: Self, bias: Option<Self>) -> Self {
         self.apply(Dense {}, &[Some(weight), bias])
+    }
+
+    /// See [`Adaptable`]: `x Wᵀ + bias`, with `weight` `[out, in]`, on which a bank may put adapters of `module`.
+    #[track_caller]
+    pub fn adaptable(self, module: &str, weight: Self, bias: Option<Self>) -> Self {
+        self.apply(Adaptable { module: module.to_owned() }, &[Some(weight), bias])
     }
 
     /// See [`Matmul`]: `self · other`, batched.

@@ -1,6 +1,7 @@
 //! The ops, one concern a file, and the table of them all. Adding an op is one new file and one line here; see
 //! `docs/add-an-op.md`.
 
+mod adaptable;
 mod attention;
 mod binary;
 mod cast;
@@ -28,6 +29,7 @@ mod source;
 mod transpose;
 mod unary;
 
+pub use adaptable::Adaptable;
 pub use attention::Attention;
 pub use binary::Binary;
 pub use cast::Cast;
@@ -92,7 +94,7 @@ macro_rules! ops {
 
 ops! {
     Input, Param, Constant,
-    Dense, Matmul,
+    Dense, Matmul, Adaptable,
     LoraDelta, LoraApply, LoraNorm, Normalize, Magnitude,
     Lora, Dora, OutputDora,
     Binary, Scale, Unary,

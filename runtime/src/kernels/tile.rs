@@ -1,4 +1,4 @@
-//! Products, a tile at a time: `y = gain * (x W^T + h B^T) + bias` for a block of rows and one panel of outputs.
+//! Products, a tile at a time: `y = gain * (x W^T + h B^T) + bias + shift` for a block of rows and one panel of outputs.
 //!
 //! A tile of a few rows by a few lanes is summed in registers. The low-rank part is `rank` more steps of the same sum;
 //! gain and bias are applied before the tile leaves its registers. K is taken in blocks of [`K_BLOCK`], between which the
@@ -44,6 +44,10 @@ pub(crate) struct Block {
     pub(crate) gain: *const f32,
     /// `[columns]` or null.
     pub(crate) bias: *const f32,
+    /// `[columns]` or null.
+    pub(crate) shift: *const f32,
+    /// Whether y holds the sums `x W^T` already, so that only what follows them is computed.
+    pub(crate) resume: bool,
     /// `[rows, columns]` with rows `y_stride` apart.
     pub(crate) y: *mut f32,
     pub(crate) y_stride: usize,
@@ -54,7 +58,9 @@ pub(crate) struct Block {
 struct Steps {
     first: usize,
     count: usize,
-    /// Whether the low-rank part, gain and bias follow.
+    /// Whether y holds the sums of the steps before.
+    resume: bool,
+    /// Whether the low-rank part, gain, bias and shift follow.
     last: bool,
 }
 
@@ -97,10 +103,11 @@ pub(super) struct Factor {
 /// The CPU has the instructions of `L`, and the block's pointers are valid for the extents it gives.
 #[inline(always)]
 pub(super) unsafe fn product<L: Lanes>(block: &Block) {
-    let mut first = 0;
+    let mut first = if block.resume { block.k } else { 0 };
     loop {
         let count = (block.k - first).min(K_BLOCK);
-        let steps = Steps { first, count, last: first + count == block.k };
+        let resume = block.resume || first > 0;
+        let steps = Steps { first, count, resume, last: first + count == block.k };
         // SAFETY: as the caller's.
         unsafe { all_rows::<L>(block, steps) };
         if steps.last {
@@ -177,7 +184,7 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(block: &Block, p
         let y = block.y.add(row * block.y_stride + column);
         let counts: [usize; WIDTH] = lane_counts(block.columns - column);
         let mut sums = [[L::splat(0.0); WIDTH]; ROWS];
-        if steps.first > 0 {
+        if steps.resume {
             for r in 0..ROWS {
                 for v in 0..WIDTH {
                     sums[r][v] = L::load_first(y.add(r * block.y_stride + v * LANE), counts[v]);
@@ -202,11 +209,13 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(block: &Block, p
                     }
                 }
             }
-            if !block.bias.is_null() {
-                for v in 0..WIDTH {
-                    let bias = L::load_first(block.bias.add(column + v * LANE), counts[v]);
-                    for r in 0..ROWS {
-                        sums[r][v] = sums[r][v].add(bias);
+            for added in [block.bias, block.shift] {
+                if !added.is_null() {
+                    for v in 0..WIDTH {
+                        let added = L::load_first(added.add(column + v * LANE), counts[v]);
+                        for r in 0..ROWS {
+                            sums[r][v] = sums[r][v].add(added);
+                        }
                     }
                 }
             }

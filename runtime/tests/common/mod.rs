@@ -13,7 +13,7 @@
 
 use std::num::NonZeroUsize;
 
-use engraft_runtime::abi::{Dot, Fault, Frame, Linear, Pack, Packing, RowNorm, Stage};
+use engraft_runtime::abi::{Dot, Fault, Frame, Linear, NOT_ADAPTABLE, Pack, Packing, RowNorm, Stage};
 use engraft_runtime::{
     Binder, Code, Context, DType, Options, ParamSpec, Program, ProgramSpec, StagedSpec, SymbolSpec, Tensor,
     TensorSpec, Weights, engraft_dot, engraft_linear, engraft_pack, engraft_row_norm,
@@ -147,6 +147,7 @@ unsafe extern "C" fn call(frame: *const Frame) -> u32 {
         gain: view.buffer(GAIN),
         bias: view.buffer(BIAS),
         y: view.buffer(Y),
+        adaptable: NOT_ADAPTABLE,
         epilogue_buffers: std::ptr::null(),
         epilogue: None,
     };
@@ -212,6 +213,7 @@ pub fn spec() -> ProgramSpec {
             tensor("picked", DType::F32, 1, 0, "f32[batch]"),
         ],
         carried: Vec::new(),
+        adaptable: Vec::new(),
         sizes_len: SIZES,
         // Loading needs no arena of its own; any size will do.
         arena_at: [10, 10, 13],

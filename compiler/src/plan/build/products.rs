@@ -117,8 +117,15 @@ impl Planner<'_> {
             batched_weight: false,
             gain: parts.gain.is_some(),
             bias: parts.bias.is_some(),
+            adaptable: None,
             epilogue: None,
         };
+        if let Op::Adaptable(ops::Adaptable { module }) = self.graph.node(id).op() {
+            let dims = self.shape(parts.x);
+            kernel.batch = dims[0].clone();
+            kernel.rows = dims[1..dims.len() - 1].iter().fold(Dim::fixed(1), |rows, dim| rows * dim);
+            kernel.adaptable = Some(module.as_str().into());
+        }
         let mut reads = vec![self.value(parts.x), self.packed_weight(parts.weight, Packing::Panels, 1.0)];
         if let Some((a, b, scale)) = parts.low_rank {
             let rank = self.shape(a)[0].clone();
@@ -218,7 +225,7 @@ impl Planner<'_> {
             slot == 1
                 && matches!(
                     self.graph.node(user).op(),
-                    Op::Dense(_) | Op::Lora(_) | Op::Dora(_) | Op::OutputDora(_)
+                    Op::Dense(_) | Op::Adaptable(_) | Op::Lora(_) | Op::Dora(_) | Op::OutputDora(_)
                 )
         };
         let has_layer = self.graph.users(weight).iter().any(is_layer);
@@ -262,6 +269,16 @@ impl Planner<'_> {
 }
 
 fn plain_linear(batch: Dim, rows: Dim, k: Dim, out: Dim) -> Linear {
-    let (rank, batched_weight, gain, bias, epilogue) = (None, false, false, false, None);
-    Linear { batch, rows, k, out, rank, batched_weight, gain, bias, epilogue }
+    Linear {
+        batch,
+        rows,
+        k,
+        out,
+        rank: None,
+        batched_weight: false,
+        gain: false,
+        bias: false,
+        adaptable: None,
+        epilogue: None,
+    }
 }

@@ -1,0 +1,298 @@
+//! The normal form of what an adapter does to one layer, `y = gain ∘ (x Wᵀ + (x Aᵀ) Bᵀ) + bias + shift`, each part
+//! optional, and how it is made of one update or several in a row. Knows nothing about names and calls.
+//!
+//! Several updates stay inside the form. After a state `g ∘ (W + D)`, an update E makes
+//! `g ∘ (W + D) + E = g ∘ (W + (D + E / g))`, and one with a gain γ of its own (`DoRA`, whose norm is of W + E alone) makes
+//! `γ ∘ (g ∘ (W + D) + E) = γ g ∘ (W + (D + E / g))`, as PEFT computes them one after the other.
+
+use std::sync::Arc;
+
+use crate::abi::{Pack, Packing};
+use crate::kernels::{Kernels, NormBlock};
+use crate::memory::Buffer;
+use crate::panels::{self, PANEL, Panel};
+use crate::tensor::{DType, Tensor};
+
+/// One update of a layer with weight `[out, in]`: `LoRA`, or `DoRA` if it has a magnitude.
+#[derive(Clone, Debug)]
+pub struct Update {
+    /// `[r, in]`, f32.
+    pub a: Arc<Tensor>,
+    /// `[out, r]`, f32.
+    pub b: Arc<Tensor>,
+    /// s: alpha / r, or alpha / sqrt(r) for rsLoRA; times a weight, where updates are combined.
+    pub scale: f64,
+    /// `DoRA`'s m, `[out]`: the gain is `m / ‖W + s B A‖₂`, a norm for each output (Liu et al., 2024, eq. 5).
+    pub magnitude: Option<Arc<Tensor>>,
+    /// A bias of B, `[out]`, which s multiplies too.
+    pub bias_of_b: Option<Arc<Tensor>>,
+}
+
+/// What an adapter does to one layer.
+#[derive(Clone, Debug, Default)]
+pub struct LayerWeights {
+    /// Its updates, in the order in which they apply.
+    pub updates: Vec<Update>,
+    /// `[out]`, in the place of the layer's own bias.
+    pub bias: Option<Arc<Tensor>>,
+}
+
+/// Why an adapter doesn't fit a layer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FormError {
+    /// A tensor of another shape.
+    #[error("its {part} is {found:?}, expected {expected:?}")]
+    Shape {
+        /// Which tensor.
+        part: &'static str,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape that fits.
+        expected: Vec<usize>,
+    },
+    /// A tensor of other elements.
+    #[error("its {part} is of {found}, expected f32")]
+    DType {
+        /// Which tensor.
+        part: &'static str,
+        /// Its elements.
+        found: DType,
+    },
+    /// A scale that f32 cannot hold.
+    #[error("its scale is {found}, expected a finite f32")]
+    Scale {
+        /// The scale.
+        found: String,
+    },
+    /// An update after a gain that cannot be undone.
+    #[error(
+        "an update follows a gain of {gain} at output {output}, which leaves nothing of the layer that the update could be \
+         added to as a product of low rank"
+    )]
+    Gain {
+        /// The output.
+        output: usize,
+        /// The gain.
+        gain: String,
+    },
+    /// The layer has no bias that could be replaced.
+    #[error("it replaces the bias, but the layer has none")]
+    NoBias,
+    /// Memory does not suffice.
+    #[error("there is no memory for {bytes} bytes")]
+    OutOfMemory {
+        /// How many.
+        bytes: u64,
+    },
+}
+
+/// A layer that adapters are put on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layer {
+    pub(crate) out: usize,
+    pub(crate) k: usize,
+    /// Panels of W, `[out, k]`.
+    pub(crate) weight: *const f32,
+    pub(crate) has_bias: bool,
+}
+
+/// The normal form. Buffers that are empty stand for what is absent.
+#[derive(Debug)]
+pub(crate) struct Form {
+    /// Of all updates together.
+    pub(crate) rank: usize,
+    /// A `[rank, k]`, packed as rows.
+    pub(crate) a: Buffer,
+    /// B `[out, rank]`, packed into panels, with its scale.
+    pub(crate) b: Buffer,
+    /// `[out]`
+    pub(crate) gain: Option<Buffer>,
+    /// `[out]`, in the place of the layer's.
+    pub(crate) bias: Option<Buffer>,
+    /// `[out]`, added to the bias.
+    pub(crate) shift: Option<Buffer>,
+}
+
+impl Form {
+    /// # Safety
+    /// `layer.weight` points to panels of its weight; `kernels` are ones that this CPU can run.
+    pub(crate) unsafe fn new(
+        layer: Layer,
+        weights: &LayerWeights,
+        kernels: &Kernels,
+    ) -> Result<Form, FormError> {
+        let LayerWeights { updates, bias } = weights;
+        for update in updates {
+            check(layer, update)?;
+        }
+        let rank = updates.iter().map(Update::rank).sum();
+        let stride = panels::row_stride(layer.k);
+        let a = floats(Packing::Rows.len(rank, layer.k))?;
+        let mut b = vec![0.0; layer.out * rank];
+        let (mut gain, mut shift): (Option<Vec<f32>>, Option<Vec<f32>>) = (None, None);
+        let mut first = 0;
+        for update in updates {
+            let (r, scale) = (update.rank(), update.scale as f32);
+            let (update_a, update_b) = (values(&update.a), values(&update.b));
+            // SAFETY: `a` has room for `rank` rows; the tensor is `[r, k]`.
+            let rows = unsafe {
+                let rows = a.address().cast::<f32>().add(first * stride);
+                pack(Packing::Rows, (r, layer.k), update_a, 1.0, rows);
+                rows
+            };
+            for (row, (from, to)) in
+                update_b.chunks_exact(r.max(1)).zip(b.chunks_exact_mut(rank.max(1))).enumerate()
+            {
+                let undo = gain.as_ref().map_or(Ok(1.0), |gain| inverse(row, gain[row]))?;
+                for (to, &from) in to[first..first + r].iter_mut().zip(from) {
+                    *to = scale * from * undo;
+                }
+            }
+            if let Some(added) = update.bias_of_b.as_ref() {
+                let shift = shift.get_or_insert_with(|| vec![0.0; layer.out]);
+                shift.iter_mut().zip(values(added)).for_each(|(shift, &b)| *shift += scale * b);
+            }
+            if let Some(magnitude) = &update.magnitude {
+                // SAFETY: the layer's panels, and A as it was just packed.
+                let norm = unsafe { norms(layer, (rows, r), update_b, scale, kernels)? };
+                let own = values(magnitude).iter().zip(norm).map(|(m, n)| m / n);
+                let own: Vec<f32> = own.collect();
+                let times = |old: &mut Vec<f32>| old.iter_mut().zip(&own).for_each(|(old, own)| *old *= own);
+                shift.iter_mut().for_each(times);
+                match &mut gain {
+                    Some(gain) => times(gain),
+                    None => gain = Some(own),
+                }
+            }
+            first += r;
+        }
+        let panels = floats(Packing::Panels.len(layer.out, rank))?;
+        // SAFETY: `panels` has room for `[out, rank]`, which `b` is.
+        unsafe { pack(Packing::Panels, (layer.out, rank), &b, 1.0, panels.address().cast()) };
+        let bias = bias.as_ref().map(|bias| {
+            check_tensor("bias", bias, &[layer.out])?;
+            if layer.has_bias { copy(values(bias)) } else { Err(FormError::NoBias) }
+        });
+        let copied = |vector: Option<Vec<f32>>| vector.map(|vector| copy(&vector)).transpose();
+        Ok(Form { rank, a, b: panels, gain: copied(gain)?, bias: bias.transpose()?, shift: copied(shift)? })
+    }
+
+    /// The bytes it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        let vectors = [&self.gain, &self.bias, &self.shift].into_iter().flatten();
+        self.a.bytes() + self.b.bytes() + vectors.map(Buffer::bytes).sum::<usize>()
+    }
+}
+
+impl Update {
+    fn rank(&self) -> usize {
+        self.a.shape().first().copied().unwrap_or(0)
+    }
+}
+
+fn check(layer: Layer, update: &Update) -> Result<(), FormError> {
+    let rank = update.rank();
+    check_tensor("A", &update.a, &[rank, layer.k])?;
+    check_tensor("B", &update.b, &[layer.out, rank])?;
+    let vectors = [("magnitude", &update.magnitude), ("bias of B", &update.bias_of_b)];
+    for (part, vector) in vectors.into_iter().filter_map(|(part, vector)| Some((part, vector.as_ref()?))) {
+        check_tensor(part, vector, &[layer.out])?;
+    }
+    if (update.scale as f32).is_finite() {
+        return Ok(());
+    }
+    Err(FormError::Scale { found: update.scale.to_string() })
+}
+
+fn check_tensor(part: &'static str, tensor: &Tensor, expected: &[usize]) -> Result<(), FormError> {
+    if tensor.dtype() != DType::F32 {
+        return Err(FormError::DType { part, found: tensor.dtype() });
+    }
+    if tensor.shape() != expected {
+        let (found, expected) = (tensor.shape().to_vec(), expected.to_vec());
+        return Err(FormError::Shape { part, found, expected });
+    }
+    Ok(())
+}
+
+/// The elements of a tensor that has been checked.
+fn values(tensor: &Tensor) -> &[f32] {
+    tensor.as_f32().unwrap_or_default()
+}
+
+fn inverse(output: usize, gain: f32) -> Result<f32, FormError> {
+    let inverse = gain.recip();
+    if inverse.is_finite() && inverse != 0.0 {
+        return Ok(inverse);
+    }
+    Err(FormError::Gain { output, gain: gain.to_string() })
+}
+
+/// Memory for so many floats.
+fn floats(count: Option<usize>) -> Result<Buffer, FormError> {
+    let bytes = count.and_then(|count| count.checked_mul(size_of::<f32>())).unwrap_or(usize::MAX);
+    Buffer::zeroed(bytes).ok_or(FormError::OutOfMemory { bytes: bytes as u64 })
+}
+
+fn copy(vector: &[f32]) -> Result<Buffer, FormError> {
+    let buffer = floats(Some(vector.len()))?;
+    // SAFETY: the buffer has as many floats.
+    unsafe { std::ptr::copy_nonoverlapping(vector.as_ptr(), buffer.address().cast(), vector.len()) };
+    Ok(buffer)
+}
+
+/// Packs `scale` times a row-major matrix.
+///
+/// # Safety
+/// `packed` has room for the packed matrix, and `matrix` as many elements as its extents say.
+unsafe fn pack(packing: Packing, (out, k): (usize, usize), matrix: &[f32], scale: f32, packed: *mut f32) {
+    let pack = Pack {
+        batch: 1,
+        out: out as u64,
+        k: k as u64,
+        w: matrix.as_ptr(),
+        w_batch_stride: 0,
+        out_stride: k as u64,
+        k_stride: 1,
+        scale,
+        packing,
+        packed,
+    };
+    // SAFETY: the caller's memory.
+    unsafe { panels::pack_here(&pack) };
+}
+
+/// `‖W + s B A‖₂` of each output.
+///
+/// # Safety
+/// The layer's panels, and `a` points to `[rank, k]` packed as rows; `kernels` are ones that this CPU can run.
+unsafe fn norms(
+    layer: Layer,
+    (a, rank): (*const f32, usize),
+    b: &[f32],
+    scale: f32,
+    kernels: &Kernels,
+) -> Result<Vec<f32>, FormError> {
+    let panels = floats(Packing::Panels.len(layer.out, rank))?;
+    // SAFETY: the buffer has room for `[out, rank]`, which `b` is.
+    unsafe { pack(Packing::Panels, (layer.out, rank), b, scale, panels.address().cast()) };
+    let mut norms = vec![0.0; layer.out];
+    for index in 0..layer.out.div_ceil(PANEL) {
+        let panel = Panel::of(layer.out, index);
+        // SAFETY: the panel is one of the layer's and of B's, and `norms` has room for its outputs.
+        unsafe {
+            (kernels.row_norm)(&NormBlock {
+                k: layer.k,
+                rank,
+                width: panel.width,
+                columns: panel.columns,
+                w: layer.weight.add(panel.first * layer.k),
+                a,
+                a_stride: panels::row_stride(layer.k),
+                b: panels.address().cast::<f32>().wrapping_add(panel.first * rank),
+                n: norms.as_mut_ptr().add(panel.first),
+            });
+        }
+    }
+    Ok(norms)
+}

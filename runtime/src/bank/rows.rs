@@ -1,0 +1,174 @@
+//! Which adapter each item of a call's batch has: as the caller says it, and as runs of neighbours, which is how kernels
+//! see it. Knows nothing about names.
+
+use std::sync::Arc;
+
+use super::adapter::Adapter;
+use super::form::Form;
+use crate::bind::BindError;
+use crate::memory::Buffer;
+
+/// The adapter of each item of a batch, in the order of the batch. Empty, it means the base alone for whatever batch.
+///
+/// Cheap to clone; it keeps its adapters alive, so keep it no longer than calls need it.
+#[derive(Clone, Debug, Default)]
+pub struct Rows {
+    items: Vec<Option<Arc<Adapter>>>,
+}
+
+impl Rows {
+    /// These, item by item; `None` for the base alone.
+    pub fn new(items: Vec<Option<Arc<Adapter>>>) -> Rows {
+        Rows { items }
+    }
+
+    /// One adapter for a batch of so many items.
+    pub fn all(adapter: &Arc<Adapter>, items: usize) -> Rows {
+        Rows { items: vec![Some(Arc::clone(adapter)); items] }
+    }
+
+    /// How many items.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Whether it says nothing, so that there is the base alone.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// Item by item.
+    pub fn iter(&self) -> impl Iterator<Item = Option<&Arc<Adapter>>> {
+        self.items.iter().map(Option::as_ref)
+    }
+}
+
+/// Neighbouring items with one adapter.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    first: usize,
+    /// Lives as long as the call's [`Rows`].
+    adapter: Option<*const Adapter>,
+}
+
+/// A call's items as runs, and scratch for what their adapters make of them. Compiled code hands it to the kernels.
+#[derive(Debug)]
+pub struct Runs {
+    runs: Vec<Run>,
+    hidden: Buffer,
+}
+
+// SAFETY: the pointers are read during a call only, whose adapters the caller keeps alive and nobody changes.
+unsafe impl Send for Runs {}
+// SAFETY: as above.
+unsafe impl Sync for Runs {}
+
+/// The largest rank of a layer over the adapters of a call: as much room as each row of it gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rank(pub(crate) usize);
+
+/// Neighbouring rows of a layer with one adapter, or with none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece<'a> {
+    /// The first row, and one past the last.
+    pub(crate) first: usize,
+    pub(crate) end: usize,
+    pub(crate) form: Option<&'a Form>,
+    /// The hidden values of the first row; those of the others follow, `form.rank` each.
+    pub(crate) hidden: *mut f32,
+}
+
+impl Runs {
+    pub(crate) const fn new() -> Runs {
+        Runs { runs: Vec::new(), hidden: Buffer::EMPTY }
+    }
+
+    /// Takes the items of a call. Allocates only while there are more runs than ever before.
+    pub(crate) fn take(&mut self, rows: &Rows) {
+        self.runs.clear();
+        for (item, adapter) in rows.iter().enumerate() {
+            let adapter = adapter.map(Arc::as_ptr);
+            if self.runs.last().is_none_or(|run| run.adapter != adapter) {
+                self.runs.push(Run { first: item, adapter });
+            }
+        }
+    }
+
+    /// Whether no item has an adapter.
+    pub(crate) fn are_bare(&self) -> bool {
+        self.runs.iter().all(|run| run.adapter.is_none())
+    }
+
+    /// Makes room for the hidden values of a layer of so many rows.
+    pub(crate) fn reserve(&mut self, layer: usize, rows: usize) -> Result<(), BindError> {
+        // SAFETY: the adapters of the call that is being prepared are alive.
+        let Rank(rank) = unsafe { self.rank(layer) };
+        let bytes = rows.saturating_mul(rank).saturating_mul(size_of::<f32>());
+        if bytes > self.hidden.bytes() {
+            self.hidden = Buffer::EMPTY;
+            let what = || "the adapters' hidden values".to_owned();
+            self.hidden = Buffer::zeroed(bytes)
+                .ok_or_else(|| BindError::OutOfMemory { what: what(), bytes: bytes as u64 })?;
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// The adapters of the call are alive.
+    unsafe fn form(&self, run: usize, layer: usize) -> Option<&Form> {
+        // SAFETY: the caller's adapters.
+        self.runs[run].adapter.and_then(|adapter| unsafe { (*adapter).form(layer) })
+    }
+
+    /// The room for each row of a layer.
+    ///
+    /// # Safety
+    /// The adapters of the call are alive.
+    pub(crate) unsafe fn rank(&self, layer: usize) -> Rank {
+        // SAFETY: the caller's adapters.
+        let ranks = (0..self.runs.len()).filter_map(|run| unsafe { self.form(run, layer) });
+        Rank(ranks.map(|form| form.rank).max().unwrap_or(0))
+    }
+
+    /// Whether an item's adapter changes a layer.
+    ///
+    /// # Safety
+    /// The adapters of the call are alive.
+    pub(crate) unsafe fn change(&self, layer: usize) -> bool {
+        // SAFETY: the caller's adapters.
+        (0..self.runs.len()).any(|run| unsafe { self.form(run, layer) }.is_some())
+    }
+
+    /// The rows `first..end` of a layer with so many rows an item, piece by piece.
+    ///
+    /// # Safety
+    /// The adapters of the call are alive, [`reserve`](Self::reserve) has made room for the layer, and `room` is its
+    /// [`rank`](Self::rank).
+    pub(crate) unsafe fn pieces(
+        &self,
+        layer: usize,
+        item_rows: usize,
+        (first, end): (usize, usize),
+        Rank(room): Rank,
+    ) -> impl Iterator<Item = Piece<'_>> {
+        let item = first.checked_div(item_rows).unwrap_or(0);
+        let start = self.runs.partition_point(|run| run.first <= item).saturating_sub(1);
+        let mut row = first;
+        (start..self.runs.len()).map_while(move |run| {
+            if row >= end {
+                return None;
+            }
+            let ends = self.runs.get(run + 1).map_or(end, |next| end.min(next.first * item_rows));
+            // SAFETY: the caller's adapters.
+            let form = unsafe { self.form(run, layer) };
+            let begin = self.runs[run].first * item_rows;
+            let rank = form.map_or(0, |form| form.rank);
+            // The rows of a run lie side by side in the room that all of them have.
+            let hidden =
+                self.hidden.address().cast::<f32>().wrapping_add(begin * room + (row - begin) * rank);
+            let piece = Piece { first: row, end: ends, form, hidden };
+            row = ends;
+            Some(piece)
+        })
+    }
+}

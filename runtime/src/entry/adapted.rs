@@ -1,0 +1,198 @@
+//! A product whose items have adapters, each its own: `h = x Aᵀ` for the rows of each, then the product, in which W is
+//! read once for all rows of a block and each piece of it is finished with its own adapter's B, gain and bias.
+//!
+//! A piece as high as a tile is finished while its sums are in registers, as if it were alone. Lower ones first share tiles
+//! for `x Wᵀ`; then each piece's sums are taken up again where they rest in y. It is the same sum in the same order, so a
+//! row's bits do not depend on its neighbours.
+
+use super::{DOT_ROWS, Product, context};
+use crate::abi::Frame;
+use crate::bank::{Piece, Rank, Runs};
+use crate::kernels::{Block, DotBlock, Kernels};
+use crate::memory::Buffer;
+use crate::panels::Panel;
+use crate::workers::Shared;
+
+/// The adapters of a layer's rows.
+#[derive(Clone, Copy)]
+struct Adapters<'a> {
+    runs: &'a Runs,
+    layer: usize,
+    /// Rows of an item.
+    item_rows: usize,
+    rank: Rank,
+}
+
+impl<'a> Adapters<'a> {
+    /// # Safety
+    /// The adapters of the call are alive.
+    unsafe fn pieces(self, first: usize, end: usize) -> impl Iterator<Item = Piece<'a>> {
+        // SAFETY: the caller's adapters; the session has made room for every layer.
+        unsafe { self.runs.pieces(self.layer, self.item_rows, (first, end), self.rank) }
+    }
+}
+
+/// Computes the product, if an adapter changes it; otherwise returns false.
+///
+/// # Safety
+/// `frame` is the frame of the running stage, whose adapters are alive and fit the program; the pointers of `product` are
+/// valid for the extents it gives, and nobody else touches its y meanwhile.
+pub(super) unsafe fn product(frame: *const Frame, product: &Product<'_>) -> bool {
+    // SAFETY: the caller's frame.
+    let Some(runs) = (unsafe { (*frame).adapters.as_ref() }) else { return false };
+    let (layer, item_rows) = (product.linear.adaptable as usize, product.linear.rows as usize);
+    // SAFETY: the caller's adapters are alive.
+    unsafe {
+        if !runs.change(layer) {
+            return false;
+        }
+        let adapters = Adapters { runs, layer, item_rows, rank: runs.rank(layer) };
+        hidden(frame, product, adapters);
+        outputs(frame, product, adapters);
+    }
+    true
+}
+
+/// `h = x Aᵀ` for the rows that have an A.
+///
+/// # Safety
+/// As for [`product`].
+unsafe fn hidden(frame: *const Frame, product: &Product<'_>, adapters: Adapters<'_>) {
+    if adapters.rank.0 == 0 {
+        return;
+    }
+    // SAFETY: the caller's frame.
+    let context = unsafe { context(frame) };
+    let operations = product.rows.saturating_mul(product.k).saturating_mul(adapters.rank.0);
+    let shared = Shared((*product, adapters));
+    context.workers.run(product.rows.div_ceil(DOT_ROWS), operations, &|task| {
+        let (product, adapters) = *shared.get();
+        let (first, end) = (task * DOT_ROWS, product.rows.min((task + 1) * DOT_ROWS));
+        // SAFETY: rows `first..end` are the product's, and each task has its own; x is `[rows, k]`; a form's A is packed for
+        // the layer's k.
+        unsafe {
+            for piece in adapters.pieces(first, end) {
+                let Some(form) = piece.form.filter(|form| form.rank > 0) else { continue };
+                (context.kernels.dot)(&DotBlock {
+                    rows: piece.end - piece.first,
+                    k: product.k,
+                    out: form.rank,
+                    x: product.linear.x.add(piece.first * product.k),
+                    a: form.a.address().cast_const().cast(),
+                    h: piece.hidden,
+                });
+            }
+        }
+    });
+}
+
+/// The product, block by block.
+///
+/// # Safety
+/// As for [`product`]; the hidden values have been computed.
+unsafe fn outputs(frame: *const Frame, product: &Product<'_>, adapters: Adapters<'_>) {
+    // SAFETY: the caller's frame.
+    let context = unsafe { context(frame) };
+    let shared = Shared((frame, *product, adapters));
+    context.workers.run(product.tasks(), product.operations(), &|task| {
+        let (frame, product, adapters) = *shared.get();
+        let (row, panel) = product.place(task);
+        // SAFETY: `place` yields each block of the output once, and the pieces of a block cover its rows once.
+        unsafe {
+            let block = product.block(row, panel);
+            let mut low = Low { block: &block, first: row.first, pieces: 0, from: 0, end: 0 };
+            for piece in adapters.pieces(row.first, row.first + block.rows) {
+                if piece.end - piece.first >= context.kernels.tile_rows {
+                    low.finish(context.kernels, adapters, panel);
+                    (context.kernels.product)(&adapted(&block, row.first, &piece, panel));
+                } else {
+                    low.add(&piece);
+                }
+            }
+            low.finish(context.kernels, adapters, panel);
+            product.epilogue(frame, row, block.rows, panel);
+        }
+    });
+}
+
+/// Neighbouring pieces of a block that are lower than a tile.
+struct Low<'a> {
+    block: &'a Block,
+    /// The block's first row.
+    first: usize,
+    pieces: usize,
+    from: usize,
+    end: usize,
+}
+
+impl Low<'_> {
+    fn add(&mut self, piece: &Piece<'_>) {
+        if self.pieces == 0 {
+            self.from = piece.first;
+        }
+        self.end = piece.end;
+        self.pieces += 1;
+    }
+
+    /// Computes the pieces and begins anew.
+    ///
+    /// # Safety
+    /// As for [`outputs`].
+    unsafe fn finish(&mut self, kernels: &Kernels, adapters: Adapters<'_>, panel: Panel) {
+        let (from, end, pieces) = (self.from, self.end, std::mem::take(&mut self.pieces));
+        // SAFETY: the pieces are the block's, one after the other.
+        unsafe {
+            if pieces > 1 {
+                let shared = rows_of(self.block, self.first, from, end);
+                let (none, gain, bias) = (std::ptr::null(), std::ptr::null(), std::ptr::null());
+                (kernels.product)(&Block { rank: 0, h: none, b: none, gain, bias, ..shared });
+            }
+            if pieces > 0 {
+                for piece in adapters.pieces(from, end) {
+                    let block = adapted(self.block, self.first, &piece, panel);
+                    (kernels.product)(&Block { resume: pieces > 1, ..block });
+                }
+            }
+        }
+    }
+}
+
+/// Rows of a block whose first row is `first`.
+///
+/// # Safety
+/// They are rows of it.
+unsafe fn rows_of(block: &Block, first: usize, from: usize, end: usize) -> Block {
+    let skipped = from - first;
+    // SAFETY: the caller's rows.
+    unsafe {
+        Block {
+            rows: end - from,
+            x: block.x.add(skipped * block.k),
+            y: block.y.add(skipped * block.y_stride),
+            ..*block
+        }
+    }
+}
+
+/// A piece's rows of a block with what its adapter does to them.
+///
+/// # Safety
+/// They are rows of the block, and `panel` is the block's.
+unsafe fn adapted(block: &Block, first: usize, piece: &Piece<'_>, panel: Panel) -> Block {
+    // SAFETY: the caller's rows.
+    let rows = unsafe { rows_of(block, first, piece.first, piece.end) };
+    let Some(form) = piece.form else { return rows };
+    let vector = |buffer: &Option<Buffer>| {
+        let column = |buffer: &Buffer| buffer.address().cast_const().cast::<f32>().wrapping_add(panel.first);
+        buffer.as_ref().map_or(std::ptr::null(), column)
+    };
+    Block {
+        rank: form.rank,
+        h: piece.hidden,
+        b: form.b.address().cast_const().cast::<f32>().wrapping_add(panel.first * form.rank),
+        gain: vector(&form.gain),
+        bias: if form.bias.is_some() { vector(&form.bias) } else { rows.bias },
+        shift: vector(&form.shift),
+        ..rows
+    }
+}
