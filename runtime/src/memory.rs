@@ -53,6 +53,12 @@ impl Buffer {
     pub(crate) fn address(&self) -> *mut u8 {
         self.address.as_ptr()
     }
+
+    /// The address, for floats.
+    #[allow(clippy::cast_ptr_alignment, reason = "a buffer is aligned beyond what floats need")]
+    pub(crate) fn floats(&self) -> *mut f32 {
+        self.address().cast()
+    }
 }
 
 impl Drop for Buffer {

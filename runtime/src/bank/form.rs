@@ -136,7 +136,7 @@ impl Form {
             let (update_a, update_b) = (values(&update.a), values(&update.b));
             // SAFETY: `a` has room for `rank` rows; the tensor is `[r, k]`.
             let rows = unsafe {
-                let rows = a.address().cast::<f32>().add(first * stride);
+                let rows = a.floats().add(first * stride);
                 pack(Packing::Rows, (r, layer.k), update_a, 1.0, rows);
                 rows
             };
@@ -168,7 +168,7 @@ impl Form {
         }
         let panels = floats(Packing::Panels.len(layer.out, rank))?;
         // SAFETY: `panels` has room for `[out, rank]`, which `b` is.
-        unsafe { pack(Packing::Panels, (layer.out, rank), &b, 1.0, panels.address().cast()) };
+        unsafe { pack(Packing::Panels, (layer.out, rank), &b, 1.0, panels.floats()) };
         let bias = bias.as_ref().map(|bias| {
             check_tensor("bias", bias, &[layer.out])?;
             if layer.has_bias { copy(values(bias)) } else { Err(FormError::NoBias) }
@@ -237,7 +237,7 @@ fn floats(count: Option<usize>) -> Result<Buffer, FormError> {
 fn copy(vector: &[f32]) -> Result<Buffer, FormError> {
     let buffer = floats(Some(vector.len()))?;
     // SAFETY: the buffer has as many floats.
-    unsafe { std::ptr::copy_nonoverlapping(vector.as_ptr(), buffer.address().cast(), vector.len()) };
+    unsafe { std::ptr::copy_nonoverlapping(vector.as_ptr(), buffer.floats(), vector.len()) };
     Ok(buffer)
 }
 
@@ -275,7 +275,7 @@ unsafe fn norms(
 ) -> Result<Vec<f32>, FormError> {
     let panels = floats(Packing::Panels.len(layer.out, rank))?;
     // SAFETY: the buffer has room for `[out, rank]`, which `b` is.
-    unsafe { pack(Packing::Panels, (layer.out, rank), b, scale, panels.address().cast()) };
+    unsafe { pack(Packing::Panels, (layer.out, rank), b, scale, panels.floats()) };
     let mut norms = vec![0.0; layer.out];
     for index in 0..layer.out.div_ceil(PANEL) {
         let panel = Panel::of(layer.out, index);
@@ -289,7 +289,7 @@ unsafe fn norms(
                 w: layer.weight.add(panel.first * layer.k),
                 a,
                 a_stride: panels::row_stride(layer.k),
-                b: panels.address().cast::<f32>().wrapping_add(panel.first * rank),
+                b: panels.floats().wrapping_add(panel.first * rank),
                 n: norms.as_mut_ptr().add(panel.first),
             });
         }

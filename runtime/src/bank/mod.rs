@@ -84,9 +84,9 @@ impl Bank {
     /// # Errors
     /// The name is taken, or the adapter doesn't fit the base; the bank is then as it was.
     pub fn load(&self, name: &str, weights: &AdapterWeights) -> Result<(), BankError> {
-        let free = |set: &Adapters| match set.contains_key(name) {
-            true => Err(BankError::Taken { name: name.to_owned() }),
-            false => Ok(()),
+        let free = |set: &Adapters| {
+            let taken = BankError::Taken { name: name.to_owned() };
+            if set.contains_key(name) { Err(taken) } else { Ok(()) }
         };
         // A name that is taken is told before the work, too.
         free(&self.snapshot())?;
@@ -104,10 +104,7 @@ impl Bank {
     /// # Errors
     /// There is none of this name, or the new one doesn't fit the base.
     pub fn replace(&self, name: &str, weights: &AdapterWeights) -> Result<(), BankError> {
-        let is_there = |set: &Adapters| match set.contains_key(name) {
-            true => Ok(()),
-            false => Err(unknown(set, name)),
-        };
+        let is_there = |set: &Adapters| if set.contains_key(name) { Ok(()) } else { Err(unknown(set, name)) };
         is_there(&self.snapshot())?;
         let adapter = self.make(name, weights)?;
         self.change(|set| {

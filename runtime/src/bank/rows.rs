@@ -164,8 +164,7 @@ impl Runs {
             let begin = self.runs[run].first * item_rows;
             let rank = form.map_or(0, |form| form.rank);
             // The rows of a run lie side by side in the room that all of them have.
-            let hidden =
-                self.hidden.address().cast::<f32>().wrapping_add(begin * room + (row - begin) * rank);
+            let hidden = self.hidden.floats().wrapping_add(begin * room + (row - begin) * rank);
             let piece = Piece { first: row, end: ends, form, hidden };
             row = ends;
             Some(piece)

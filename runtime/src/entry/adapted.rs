@@ -78,7 +78,7 @@ unsafe fn hidden(frame: *const Frame, product: &Product<'_>, adapters: Adapters<
                     k: product.k,
                     out: form.rank,
                     x: product.linear.x.add(piece.first * product.k),
-                    a: form.a.address().cast_const().cast(),
+                    a: form.a.floats(),
                     h: piece.hidden,
                 });
             }
@@ -183,13 +183,13 @@ unsafe fn adapted(block: &Block, first: usize, piece: &Piece<'_>, panel: Panel) 
     let rows = unsafe { rows_of(block, first, piece.first, piece.end) };
     let Some(form) = piece.form else { return rows };
     let vector = |buffer: &Option<Buffer>| {
-        let column = |buffer: &Buffer| buffer.address().cast_const().cast::<f32>().wrapping_add(panel.first);
+        let column = |buffer: &Buffer| buffer.floats().cast_const().wrapping_add(panel.first);
         buffer.as_ref().map_or(std::ptr::null(), column)
     };
     Block {
         rank: form.rank,
         h: piece.hidden,
-        b: form.b.address().cast_const().cast::<f32>().wrapping_add(panel.first * form.rank),
+        b: form.b.floats().cast_const().wrapping_add(panel.first * form.rank),
         gain: vector(&form.gain),
         bias: if form.bias.is_some() { vector(&form.bias) } else { rows.bias },
         shift: vector(&form.shift),

@@ -1,0 +1,369 @@
+//! Banks on one adaptable layer: any mixture of adapters over the items of a batch computes what the formula says, in the
+//! same bits as each item alone, in whatever order updates are put one after the other; what does not fit is refused whole.
+#![allow(
+    clippy::unwrap_used,
+    clippy::many_single_char_names,
+    reason = "a test may panic; the letters are the formula's"
+)]
+
+use engraft_compiler::{Options, compile};
+use engraft_ir::DType::F32;
+use engraft_ir::{Graph, GraphBuilder, dims};
+use engraft_runtime::{
+    AdapterWeights, Bank, Base, Context, LayerWeights, Model, Rows, Tensor, Update, Weights,
+};
+use engraft_testing::assert_close;
+use proptest::prelude::*;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+/// Deterministic numbers between -1 and 1.
+struct Numbers(u32);
+
+impl Numbers {
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (self.0 >> 8) as f32 / (1_u32 << 23) as f32 - 1.0
+    }
+
+    fn tensor(&mut self, shape: &[usize]) -> Arc<Tensor> {
+        let data = (0..shape.iter().product()).map(|_| self.next()).collect();
+        Arc::new(Tensor::f32(shape, data).unwrap())
+    }
+
+    /// Magnitudes that make gains between 0.5 and 1.5, of either sign.
+    fn magnitude(&mut self, norms: &[f64]) -> Arc<Tensor> {
+        let data = norms.iter().map(|norm| {
+            let gain = 1.0 + 0.5 * self.next();
+            *norm as f32 * if self.next() > 0.6 { -gain } else { gain }
+        });
+        Arc::new(Tensor::f32(&[norms.len()], data.collect()).unwrap())
+    }
+}
+
+/// What kind of update, and its rank.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    rank: usize,
+    dora: bool,
+    bias_of_b: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    out: usize,
+    k: usize,
+    item_rows: usize,
+    biased: bool,
+    /// The updates of each adapter, in order, and whether it replaces the bias.
+    adapters: Vec<(Vec<Kind>, bool)>,
+    /// For each item, its adapter's number, or one past the last for none.
+    items: Vec<usize>,
+    threads: usize,
+    seed: u32,
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let kind = (0_usize..7, any::<bool>(), any::<bool>()).prop_map(|(rank, dora, b)| Kind {
+        rank,
+        dora,
+        bias_of_b: b && !dora,
+    });
+    let adapter = (prop::collection::vec(kind, 0..4), prop::bool::weighted(0.2));
+    let extents = (1_usize..110, prop_oneof![12 => 1_usize..40, 1 => Just(1030)], 0_usize..12, any::<bool>());
+    let adapters = prop::collection::vec(adapter, 1..4);
+    (extents, adapters, 1_usize..4, any::<u32>()).prop_flat_map(|(extents, adapters, threads, seed)| {
+        let (out, k, item_rows, biased) = extents;
+        prop::collection::vec(0..=adapters.len(), 1..40).prop_map(move |items| Case {
+            out,
+            k,
+            item_rows,
+            biased,
+            adapters: adapters.clone(),
+            items,
+            threads,
+            seed,
+        })
+    })
+}
+
+fn layer(out: usize, k: usize, biased: bool) -> Graph {
+    let g = GraphBuilder::new("layer");
+    let x = g.input("x", F32, dims!["items", "rows", k]);
+    let bias = biased.then(|| g.param("bias", F32, dims![out]));
+    g.output("y", x.adaptable("fc", g.param("w", F32, dims![out, k]), bias));
+    g.finish().unwrap()
+}
+
+fn load(graph: &Graph, weights: &Weights, threads: usize) -> (Base, Model) {
+    let options = engraft_runtime::Options { threads: NonZeroUsize::new(threads), kernels: None };
+    let program = compile(graph, &Options::default()).unwrap().program;
+    let base = program.load_base(weights, Context::new(options).unwrap()).unwrap();
+    let model = base.load_adapter(&Weights::new()).unwrap();
+    (base, model)
+}
+
+fn reals(tensor: &Tensor) -> Vec<f64> {
+    tensor.as_f32().unwrap().iter().map(|&x| f64::from(x)).collect()
+}
+
+/// `‖W + s B A‖` of each output.
+fn norms(w: &[f64], update: &Update, (out, k): (usize, usize)) -> Vec<f64> {
+    let delta = delta(update, (out, k));
+    (0..out).map(|j| (0..k).map(|p| (w[j * k + p] + delta[j * k + p]).powi(2)).sum::<f64>().sqrt()).collect()
+}
+
+/// `s B A`, `[out, in]`.
+fn delta(update: &Update, (out, k): (usize, usize)) -> Vec<f64> {
+    let (a, b, r) = (reals(&update.a), reals(&update.b), update.a.shape()[0]);
+    let element = |j: usize, p: usize| (0..r).map(|i| b[j * r + i] * a[i * k + p]).sum::<f64>();
+    (0..out * k).map(|at| update.scale * element(at / k, at % k)).collect()
+}
+
+/// An adapter's updates in 64-bit floats: `s B A`, s times the bias of B, and the gain.
+struct Exact {
+    updates: Vec<(Vec<f64>, Vec<f64>, Option<Vec<f64>>)>,
+    bias: Option<Vec<f64>>,
+}
+
+impl Exact {
+    fn new(w: &[f64], weights: &LayerWeights, (out, k): (usize, usize)) -> Self {
+        let update = |update: &Update| {
+            let scaled = |b: &Arc<Tensor>| reals(b).iter().map(|b| update.scale * b).collect();
+            let of_b = update.bias_of_b.as_ref().map_or_else(|| vec![0.0; out], scaled);
+            let gain = update
+                .magnitude
+                .as_ref()
+                .map(|m| reals(m).iter().zip(norms(w, update, (out, k))).map(|(m, n)| m / n).collect());
+            (delta(update, (out, k)), of_b, gain)
+        };
+        let bias = weights.bias.as_ref().map(|bias| reals(bias));
+        Self { updates: weights.updates.iter().map(update).collect(), bias }
+    }
+
+    /// One row of the layer, update after update as PEFT computes them: what a `LoRA` adds, it adds to the result; a `DoRA`
+    /// makes `γ (result - bias) + γ s B A x + bias` of it.
+    fn row(&self, w: &[f64], bias: &[f64], x: &[f64]) -> Vec<f64> {
+        let (k, bias) = (x.len(), self.bias.as_deref().unwrap_or(bias));
+        let times_x = |matrix: &[f64], j: usize| (0..k).map(|p| matrix[j * k + p] * x[p]).sum::<f64>();
+        let mut y: Vec<f64> = bias.iter().enumerate().map(|(j, bias)| times_x(w, j) + bias).collect();
+        for (delta, of_b, gain) in &self.updates {
+            for (j, y) in y.iter_mut().enumerate() {
+                let low_rank = times_x(delta, j) + of_b[j];
+                *y = match gain {
+                    None => *y + low_rank,
+                    Some(gain) => gain[j] * (*y - bias[j] + low_rank) + bias[j],
+                };
+            }
+        }
+        y
+    }
+}
+
+fn adapter(
+    case: &Case,
+    numbers: &mut Numbers,
+    w: &[f64],
+    (kinds, replaces): &(Vec<Kind>, bool),
+) -> AdapterWeights {
+    let Case { out, k, biased, .. } = *case;
+    let update = |&Kind { rank, dora, bias_of_b }: &Kind| {
+        let (a, b) = (numbers.tensor(&[rank, k]), numbers.tensor(&[out, rank]));
+        let scale = f64::from(numbers.next());
+        let bias_of_b = bias_of_b.then(|| numbers.tensor(&[out]));
+        let mut update = Update { a, b, scale, magnitude: None, bias_of_b };
+        update.magnitude = dora.then(|| numbers.magnitude(&norms(w, &update, (out, k))));
+        update
+    };
+    let updates = kinds.iter().map(update).collect();
+    let bias = (*replaces && biased).then(|| numbers.tensor(&[out]));
+    AdapterWeights::from([("fc".to_owned(), LayerWeights { updates, bias })])
+}
+
+fn check(case: &Case) {
+    let Case { out, k, item_rows, biased, items, threads, seed, .. } = case;
+    let (out, k, item_rows) = (*out, *k, *item_rows);
+    let mut numbers = Numbers(*seed);
+    let (w, bias) = (numbers.tensor(&[out, k]), numbers.tensor(&[out]));
+    let (base, model) = load(
+        &layer(out, k, *biased),
+        &Weights::from_iter([("w", Arc::clone(&w)), ("bias", Arc::clone(&bias))]),
+        *threads,
+    );
+    let (w, bias) = (reals(&w), if *biased { reals(&bias) } else { vec![0.0; out] });
+    let adapters: Vec<_> = case.adapters.iter().map(|kinds| adapter(case, &mut numbers, &w, kinds)).collect();
+    let exact: Vec<_> = adapters.iter().map(|adapter| Exact::new(&w, &adapter["fc"], (out, k))).collect();
+    let none = Exact { updates: Vec::new(), bias: None };
+    let bank = Bank::new(base);
+    for (index, adapter) in adapters.iter().enumerate() {
+        bank.load(&index.to_string(), adapter).unwrap();
+    }
+    let name = |&item: &usize| (item < adapters.len()).then(|| item.to_string());
+    let names: Vec<_> = items.iter().map(name).collect();
+    let x = numbers.tensor(&[items.len(), item_rows, k]);
+    let mut session = model.session();
+    let y = session.run_rows(&[("x", &x)], &bank.rows(&names).unwrap()).unwrap().remove(0).1;
+    let (x, y) = (x.as_f32().unwrap(), y.as_f32().unwrap());
+    for (item, name) in names.iter().enumerate() {
+        let own = &x[item * item_rows * k..(item + 1) * item_rows * k];
+        let alone = Tensor::f32(&[1, item_rows, k], own.to_vec()).unwrap();
+        let rows = bank.rows(&[name.as_ref()]).unwrap();
+        let alone = session.run_rows(&[("x", &alone)], &rows).unwrap().remove(0).1;
+        let company = &y[item * item_rows * out..(item + 1) * item_rows * out];
+        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(company), bits(alone.as_f32().unwrap()), "item {item}");
+        let exact = exact.get(items[item]).unwrap_or(&none);
+        for (row, y) in own.chunks_exact(k).zip(company.chunks_exact(out)) {
+            let row: Vec<f64> = row.iter().map(|&x| f64::from(x)).collect();
+            let ours: Vec<f64> = y.iter().map(|&y| f64::from(y)).collect();
+            assert_close(&ours, &exact.row(&w, &bias, &row), 1e-5 * (k as f64).sqrt(), 1e-4);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_mixture_is_each_item_alone(case in cases()) {
+        check(&case);
+    }
+}
+
+/// A little layer, its bank and its model.
+fn little() -> (Bank, Model) {
+    let mut numbers = Numbers(1);
+    let weights = Weights::from_iter([("w", numbers.tensor(&[3, 2]))]);
+    let (base, model) = load(&layer(3, 2, false), &weights, 1);
+    (Bank::new(base), model)
+}
+
+fn lora(rank: usize, module: &str) -> AdapterWeights {
+    let mut numbers = Numbers(2);
+    let (a, b) = (numbers.tensor(&[rank, 2]), numbers.tensor(&[3, rank]));
+    let updates = vec![Update { a, b, scale: 1.0, magnitude: None, bias_of_b: None }];
+    AdapterWeights::from([(module.to_owned(), LayerWeights { updates, bias: None })])
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_the_old_stays() {
+    let (bank, _) = little();
+    bank.load("a", &lora(2, "fc")).unwrap();
+    let old = bank.get("a").unwrap();
+    let vector = |values: &[f32]| Some(Arc::new(Tensor::f32(&[values.len()], values.to_vec()).unwrap()));
+    let changed = |change: &dyn Fn(&mut LayerWeights)| {
+        let mut weights = lora(2, "fc");
+        change(weights.get_mut("fc").unwrap());
+        weights
+    };
+    let refused = [
+        (lora(1, "fd"), "the base has no adaptable layer `fd`; it has `fc`"),
+        (
+            changed(&|layer| layer.updates[0].a = Numbers(1).tensor(&[2, 3])),
+            "layer `fc`: its A is [2, 3], expected [2, 2]",
+        ),
+        (
+            changed(&|layer| layer.updates[0].b = Numbers(1).tensor(&[3, 1])),
+            "layer `fc`: its B is [3, 1], expected [3, 2]",
+        ),
+        (
+            changed(&|layer| layer.updates[0].b = Arc::new(Tensor::i32(&[3, 2], vec![0; 6]).unwrap())),
+            "layer `fc`: its B is of i32, expected f32",
+        ),
+        (
+            changed(&|layer| layer.updates[0].magnitude = vector(&[1.0])),
+            "layer `fc`: its magnitude is [1], expected [3]",
+        ),
+        (
+            changed(&|layer| layer.updates[0].bias_of_b = vector(&[1.0])),
+            "layer `fc`: its bias of B is [1], expected [3]",
+        ),
+        (
+            changed(&|layer| layer.updates[0].scale = f64::INFINITY),
+            "layer `fc`: its scale is inf, expected a finite f32",
+        ),
+        (
+            changed(&|layer| layer.bias = vector(&[1.0; 3])),
+            "layer `fc`: it replaces the bias, but the layer has none",
+        ),
+        (
+            changed(&|layer| {
+                layer.updates[0].magnitude = vector(&[1.0, 0.0, 1.0]);
+                layer.updates.extend(lora(1, "fc")["fc"].updates.clone());
+            }),
+            "layer `fc`: an update follows a gain of 0 at output 1, which leaves nothing of the layer that the update could \
+             be added to as a product of low rank",
+        ),
+    ];
+    for (weights, message) in refused {
+        let error = bank.replace("a", &weights).unwrap_err().to_string();
+        assert_eq!(error, format!("adapter `a`: {message}"));
+        assert!(Arc::ptr_eq(&bank.get("a").unwrap(), &old), "{message}");
+    }
+    assert_eq!(
+        bank.load("a", &lora(1, "fc")).unwrap_err().to_string(),
+        "there is an adapter `a` already; replace or remove it"
+    );
+    let unknown = "there is no adapter `b`; there are `a`";
+    assert_eq!(bank.replace("b", &lora(1, "fc")).unwrap_err().to_string(), unknown);
+    assert_eq!(bank.remove("b").unwrap_err().to_string(), unknown);
+    assert_eq!(bank.rows(&[Some("a"), Some("b")]).unwrap_err().to_string(), unknown);
+    bank.remove("a").unwrap();
+    assert_eq!(bank.get("a").unwrap_err().to_string(), "there is no adapter `a`; there are none");
+}
+
+#[test]
+fn calls_with_other_adapters_than_theirs_are_refused() {
+    let ((bank, model), (other, _)) = (little(), little());
+    bank.load("a", &lora(1, "fc")).unwrap();
+    other.load("a", &lora(1, "fc")).unwrap();
+    let x = Tensor::f32(&[2, 1, 2], vec![1.0; 4]).unwrap();
+    let refusal = |rows: &Rows| model.session().run_rows(&[("x", &x)], rows).unwrap_err().to_string();
+    let one = bank.rows(&[Some("a")]).unwrap();
+    assert_eq!(refusal(&one), "layer `fc` has 2 items, but adapters are given for 1");
+    let foreign = other.rows(&[None, Some("a")]).unwrap();
+    assert_eq!(
+        refusal(&foreign),
+        "the adapter of item 1 was loaded onto another base than the one that is called"
+    );
+    let g = GraphBuilder::new("plain");
+    let x = g.input("x", F32, dims!["items", 2]);
+    g.output("y", x.relu());
+    let (_, plain) = load(&g.finish().unwrap(), &Weights::new(), 1);
+    let x = Tensor::f32(&[1, 2], vec![1.0; 2]).unwrap();
+    let error = plain.session().run_rows(&[("x", &x)], &one).unwrap_err().to_string();
+    assert_eq!(error, "adapters are given, but the program has no adaptable layers");
+}
+
+/// An adapter lives as long as the bank or a call has it.
+#[test]
+fn an_adapter_goes_with_its_last_user() {
+    let (bank, model) = little();
+    bank.load("a", &lora(2, "fc")).unwrap();
+    let (first, rows) = (Arc::downgrade(&bank.get("a").unwrap()), bank.rows(&[Some("a")]).unwrap());
+    let x = Tensor::f32(&[1, 1, 2], vec![1.0, 2.0]).unwrap();
+    let mut session = model.session();
+    let before = session.run_rows(&[("x", &x)], &rows).unwrap();
+    bank.replace("a", &lora(1, "fc")).unwrap();
+    assert_eq!(session.run_rows(&[("x", &x)], &rows).unwrap(), before);
+    assert!(first.upgrade().is_some());
+    drop(rows);
+    assert!(first.upgrade().is_none());
+    let after = session.run_rows(&[("x", &x)], &bank.rows(&[Some("a")]).unwrap()).unwrap();
+    assert_ne!(after, before);
+    bank.remove("a").unwrap();
+    assert!(bank.list().is_empty());
+}
+
+#[test]
+fn an_adaptable_weight_must_be_the_bases() {
+    let g = GraphBuilder::new("layer");
+    let x = g.input("x", F32, dims!["items", 2]);
+    g.output("y", x.adaptable("fc", g.param("w", F32, dims![3, 2]).adapter(), None).named("fc"));
+    let error = compile(&g.finish().unwrap(), &Options::default()).err().unwrap().to_string();
+    assert_eq!(
+        error,
+        "`fc` is adaptable as `fc`, but its weight `w` is known at stage adapter, expected base: adapters are loaded onto \
+         the base's weight"
+    );
+}
