@@ -4,17 +4,19 @@
 
 mod common;
 
-use common::{data, model_directory, reals};
+use common::{case, data, file, model_directory, reals};
 use engraft::compiler::compilations;
-use engraft::import::peft::{PeftAdapter, adaptable, updates};
+use engraft::import::peft::{AttachError, PeftAdapter, adaptable, updates};
 use engraft::import::safetensors::read_weights;
 use engraft::ir::layers::linear;
 use engraft::prelude::*;
 use engraft::pretrained::{CompileOptions, CompiledModel, Pretrained};
 use engraft::runtime::{self, Bank, Context, Weights};
 use engraft_testing::assert_close;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// As the recordings ask: `|ours - theirs| <= 1e-5 max(1, max |theirs|) + 1e-4 |theirs|`.
 const ATOL: f64 = 1e-5;
@@ -79,4 +81,157 @@ fn each_row_of_a_bert_has_its_own_adapter() {
     let rows = bank.rows(&recorded_rows(&recorded)).unwrap();
     let outputs = model.run_rows(&given(&io), &rows).unwrap();
     assert_close(&reals(&outputs[0].1), &reals(io.get("y").unwrap()), ATOL, RTOL);
+}
+
+/// The architectures: rows with the adapter beside rows of the base, in one call.
+#[test]
+fn rows_of_the_base_stand_beside_adapted_ones() {
+    for name in ["bert_dora", "gpt2_dora", "llama_dora"] {
+        let (base, io) = (model_directory(&case(name)), file(name, "io.safetensors"));
+        let model = with_bank(base.path());
+        let bank = model.bank().unwrap();
+        bank.load("dora", case(name)).unwrap();
+        let rows = io.get("input_ids").unwrap().shape()[0];
+        let is_adapted = |row: usize| row.is_multiple_of(2);
+        let names: Vec<_> = (0..rows).map(|row| is_adapted(row).then_some("dora")).collect();
+        let outputs = model.run_rows(&given(&io), &bank.rows(&names).unwrap()).unwrap();
+        let ours = reals(&outputs[0].1);
+        let [adapted, bare] = ["y", "y_base"].map(|y| reals(io.get(y).unwrap()));
+        let width = ours.len() / rows;
+        for row in 0..rows {
+            let theirs = if is_adapted(row) { &adapted } else { &bare };
+            let of = |all: &[f64]| all[row * width..(row + 1) * width].to_vec();
+            assert_close(&of(&ours), &of(theirs), ATOL, RTOL);
+        }
+    }
+}
+
+/// A decoder's rows keep their adapters from call to call: the prompt at once and token by token.
+#[test]
+fn decoding_goes_on_with_each_rows_adapter() {
+    let (base, io) = (model_directory(&case("llama_dora")), file("llama_dora", "io.safetensors"));
+    let model = with_bank(base.path());
+    let bank = model.bank().unwrap();
+    bank.load("dora", case("llama_dora")).unwrap();
+    let ids = io.get("input_ids").unwrap();
+    let tokens = ids.shape()[1];
+    let first = ids.as_i64().unwrap()[..tokens].to_vec();
+    // The same text twice, once with the adapter.
+    let rows = bank.rows(&[Some("dora"), None]).unwrap();
+    let input = |from: usize, to: usize| {
+        let ids = [&first[from..to], &first[from..to]].concat();
+        Weights::from_iter([("input_ids", runtime::Tensor::i64(&[2, to - from], ids).unwrap())])
+    };
+    let whole = model.run_rows(&input(0, tokens), &rows).unwrap().remove(0).1;
+    let vocab = whole.shape()[2];
+    let mut session = model.session();
+    for token in 0..tokens {
+        let step = model.run_rows_in(&mut session, &input(token, token + 1), &rows).unwrap().remove(0).1;
+        for row in 0..2 {
+            let at = (row * tokens + token) * vocab;
+            let step = reals(&step)[row * vocab..(row + 1) * vocab].to_vec();
+            assert_close(&step, &reals(&whole)[at..at + vocab], ATOL, RTOL);
+        }
+    }
+}
+
+/// Calls on two threads while a third replaces their adapter: every result is that of one adapter or of the other, whole.
+#[test]
+fn calls_under_way_keep_what_they_began_with() {
+    let recorded = data("mixed/bert");
+    let (base, io) = (model_directory(&recorded), read_weights(recorded.join("io.safetensors")).unwrap());
+    let options = runtime::Options { threads: NonZeroUsize::new(1), ..runtime::Options::default() };
+    let options = CompileOptions { bank: true, runtime: options, ..CompileOptions::default() };
+    let model = Pretrained::open(base.path()).unwrap().compile(options).unwrap();
+    let (bank, inputs) = (model.bank().unwrap(), given(&io));
+    let adapters = ["a", "b"].map(|name| bank.weights(recorded.join("adapters").join(name)).unwrap());
+    let names = [Some("it"), None, Some("it")].into_iter().cycle().take(13).collect::<Vec<_>>();
+    bank.runtime().load("it", &adapters[0]).unwrap();
+    let expected = adapters.each_ref().map(|adapter| {
+        bank.runtime().replace("it", adapter).unwrap();
+        model.run_rows(&inputs, &bank.rows(&names).unwrap()).unwrap().remove(0).1
+    });
+    let before = compilations();
+    let swaps = 200;
+    let calling = AtomicUsize::new(2);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut session = model.session();
+                for _ in 0..40 {
+                    let rows = bank.rows(&names).unwrap();
+                    let y = model.run_rows_in(&mut session, &inputs, &rows).unwrap().remove(0).1;
+                    assert!(expected.contains(&y), "neither adapter's result");
+                }
+                calling.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+        let mut swap = 0;
+        while swap < swaps || calling.load(Ordering::Relaxed) > 0 {
+            bank.runtime().replace("it", &adapters[swap % 2]).unwrap();
+            swap += 1;
+        }
+    });
+    assert_eq!(compilations(), before);
+}
+
+#[test]
+fn what_rows_cannot_differ_in_is_refused_by_name() {
+    let base = model_directory(&case("bert_dora"));
+    let model = with_bank(base.path());
+    let graph = |name: &str| adaptable(&common::base(name)).unwrap();
+    for (name, message) in [
+        ("dora_embedding", "the adapter changes `emb`, which is no adaptable layer"),
+        (
+            "lora_modules_to_save",
+            "which is no adaptable layer: in a bank, an adapter changes linear layers and their biases",
+        ),
+    ] {
+        let error = updates(&graph(name), &PeftAdapter::open(case(name)).unwrap()).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+    let error = model.bank().unwrap().load("x", case("llama_dora")).unwrap_err().to_string();
+    assert!(
+        error.contains("llama_dora: the adapter's config targets none of the graph's modules"),
+        "{error}"
+    );
+    let plain = Pretrained::open(base.path()).unwrap().compile(CompileOptions::default()).unwrap();
+    let error = plain.bank().err().unwrap().to_string();
+    assert!(error.contains("compiled without a bank"), "{error}");
+    let attached = Pretrained::open(base.path()).unwrap().adapter(case("bert_dora")).unwrap();
+    let options = CompileOptions { bank: true, ..CompileOptions::default() };
+    let error = attached.compile(options).err().unwrap().to_string();
+    assert!(error.contains("a bank is on the base alone"), "{error}");
+}
+
+/// Every recorded adapter of a linear layer's kind means the same in a bank as attached.
+#[test]
+fn every_recorded_adapter_fits_a_bank() {
+    let mut checked = Vec::new();
+    for entry in std::fs::read_dir(data("peft")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let kind = std::fs::read_to_string(case(&name).join("case.json")).unwrap();
+        let kind: serde_json::Value = serde_json::from_str(&kind).unwrap();
+        if !["mlp", "mlp_nobias", "mlp_square", "conv1d"].contains(&kind["base"].as_str().unwrap()) {
+            continue;
+        }
+        let graph = adaptable(&common::base(&name)).unwrap();
+        let adapter = PeftAdapter::open(case(&name)).unwrap();
+        let weights = match updates(&graph, &adapter) {
+            Err(AttachError::NotAdaptable { .. } | AttachError::ResidualBase { .. }) => continue,
+            weights => weights.unwrap(),
+        };
+        let program = compile(&graph, &Options::default()).unwrap().program;
+        let context = Context::new(runtime::Options::default()).unwrap();
+        let base = program.load_base(&file(&name, "base.safetensors"), context).unwrap();
+        let (bank, model) = (Bank::new(base.clone()), base.load_adapter(&Weights::new()).unwrap());
+        bank.load("it", &weights).unwrap();
+        let io = file(&name, "io.safetensors");
+        let x = io.get("x").unwrap();
+        let rows = bank.rows(&vec![Some("it"); x.shape()[0]]).unwrap();
+        let y = model.session().run_rows(&[("x", x)], &rows).unwrap().remove(0).1;
+        assert_close(&reals(&y), &reals(io.get("y").unwrap()), ATOL, RTOL);
+        checked.push(name);
+    }
+    assert!(checked.len() >= 10, "{checked:?}");
 }

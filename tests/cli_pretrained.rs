@@ -160,3 +160,97 @@ fn generate_prints_text_or_facts() {
     let bad = [arguments.as_slice(), &["--temperature=-1"]].concat();
     assert!(fails(&bad).contains("the temperature is -1"));
 }
+
+/// `--adapter NAME=DIR` for each of a recording's adapters, and a file with the rows' names.
+fn with_rows(recorded: &std::path::Path, rows: &std::path::Path) -> Vec<String> {
+    let json = fs::read_to_string(recorded.join("case.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let names = json["row_adapters"].as_array().unwrap().iter().map(|name| name.as_str().unwrap());
+    let lines: String = names.map(|name| format!("{}\n", name.replace("__base__", "-"))).collect();
+    fs::write(rows, lines).unwrap();
+    let adapter = |name| format!("--adapter={name}={}", path(&recorded.join("adapters").join(name)));
+    ["a", "b", "c"].map(adapter).into_iter().chain([format!("--rows={}", path(rows))]).collect()
+}
+
+#[test]
+fn each_row_of_a_run_has_its_own_adapter() {
+    let (recorded, files) = (data("mixed/bert"), tempfile::tempdir().unwrap());
+    let (base, output) = (model_directory(&recorded), files.path().join("y.safetensors"));
+    let adapters = with_rows(&recorded, &files.path().join("rows.txt"));
+    let (input, output) =
+        (format!("--input={}", path(&recorded.join("io.safetensors"))), path(&output).to_owned());
+    let mut arguments = vec!["run", path(base.path()), &input, "--output", &output];
+    arguments.extend(adapters.iter().map(String::as_str));
+    succeeds(&arguments, "");
+    let (ours, theirs) =
+        (read_weights(&output).unwrap(), read_weights(recorded.join("io.safetensors")).unwrap());
+    assert_close(
+        &reals(ours.get("last_hidden_state").unwrap()),
+        &reals(theirs.get("y").unwrap()),
+        1e-5,
+        1e-4,
+    );
+    // The plan says which layers may be adapted.
+    let mut arguments = vec!["show", path(base.path()), "--stage=plan"];
+    arguments.extend(adapters.iter().map(String::as_str));
+    let plan = succeeds(&arguments, "");
+    assert!(plan.contains("adaptable as encoder.layer.1.intermediate.dense"), "{plan}");
+}
+
+#[test]
+fn adapters_and_rows_that_do_not_fit_are_one_line() {
+    let (recorded, files) = (data("mixed/bert"), tempfile::tempdir().unwrap());
+    let base = model_directory(&recorded);
+    let (a, rows) = (path(&recorded.join("adapters/a")).to_owned(), files.path().join("rows.txt"));
+    let input = format!("--input={}", path(&recorded.join("io.safetensors")));
+    let run = |lines: &str, adapters: &[String]| {
+        fs::write(&rows, lines).unwrap();
+        let rows = format!("--rows={}", path(&rows));
+        let output = format!("--output={}", path(&files.path().join("y.safetensors")));
+        let mut arguments = vec!["run", path(base.path()), &input, &output, &rows];
+        arguments.extend(adapters.iter().map(String::as_str));
+        fails(&arguments)
+    };
+    let named = |name: &str| format!("--adapter={name}={a}");
+    let told = run("a\nd\n", &[named("a"), named("b")]);
+    assert!(
+        told.contains("rows.txt, line 2: there is no adapter `d`; expected `-` for the base or one of: a, b"),
+        "{told}"
+    );
+    let told = run("a\n", &[named("a"), named("a")]);
+    assert!(told.contains("two adapters are called `a`"), "{told}");
+    let told = run("a\n", &[format!("--adapter={a}")]);
+    assert!(told.contains("with --rows every adapter has a name, as --adapter NAME=DIR"), "{told}");
+    let told = run("a\n-\n", &[named("a")]);
+    assert!(told.contains("has 13 items, but adapters are given for 2"), "{told}");
+    let told = fails(&["run", path(base.path()), &input, "--output=y", &named("a"), &named("b")]);
+    assert!(told.contains("say which row has which with --rows"), "{told}");
+    let rows = format!("--rows={}", path(&rows));
+    let told = fails(&["verify", path(base.path()), &named("a"), &rows]);
+    assert!(told.contains("this command takes one adapter at most"), "{told}");
+}
+
+#[test]
+fn each_text_is_embedded_with_its_own_adapter() {
+    let Some(minilm) = model(MINILM) else { return };
+    let (adapter, files) = (data("minilm-dora"), tempfile::tempdir().unwrap());
+    let rows = files.path().join("rows.txt");
+    fs::write(&rows, "a\n-\na\n").unwrap();
+    let (rows, named) = (format!("--rows={}", path(&rows)), format!("--adapter=a={}", path(&adapter)));
+    let texts = "the package is late again\nI forgot my login\nis anyone there?\n";
+    let embeddings = |arguments: &[&str], texts: &str| -> Vec<Vec<f64>> {
+        let all: Vec<_> = ["embed", path(&minilm)].iter().chain(arguments).copied().collect();
+        let line = |line: &str| {
+            let json: serde_json::Value = serde_json::from_str(line).unwrap();
+            json["embedding"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+        };
+        succeeds(&all, texts).lines().map(line).collect()
+    };
+    let mixed = embeddings(&[&named, &rows], texts);
+    let plain = embeddings(&[], texts);
+    let adapted = embeddings(&[&format!("--adapter={}", path(&adapter))], texts);
+    for (row, expected) in [&adapted[0], &plain[1], &adapted[2]].into_iter().enumerate() {
+        assert_close(&mixed[row], expected, 1e-5, 1e-4);
+    }
+    assert!(mixed[0] != plain[0]);
+}

@@ -102,7 +102,7 @@ pub unsafe extern "C" fn engraft_dot(frame: *const Frame, dot: *const Dot) {
         unsafe {
             let (x, h) = (dot.x.add(first * k), dot.h.add(first * out));
             let rows = (rows - first).min(DOT_ROWS);
-            (context.kernels.dot)(&DotBlock { rows, k, out, x, a: dot.a, h });
+            (context.kernels.dot)(&DotBlock { rows, k, out, x, a: dot.a, h, ahead: std::ptr::null() });
         }
     });
 }
@@ -259,6 +259,7 @@ impl<'a> Product<'a> {
                 bias: column(linear.bias),
                 shift: std::ptr::null(),
                 resume: false,
+                ahead: std::ptr::null(),
                 y: linear.y.add(all_rows * self.out + panel.first),
                 y_stride: self.out,
             }

@@ -92,6 +92,7 @@ impl Tile {
             bias: std::ptr::null(),
             shift: std::ptr::null(),
             resume: false,
+            ahead: std::ptr::null(),
             y: self.y.as_mut_slice().as_mut_ptr(),
             y_stride: PANEL,
         };

@@ -1,16 +1,24 @@
-//! The adapter that a command line names.
+//! The adapters that a command line names: one that is attached, or several of which each row has its own.
 
 use super::error::CliError;
 use clap::Args;
 use engraft::import::peft::PeftAdapter;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
-/// An adapter, or none.
+/// How a file of rows says that a row has no adapter.
+const BASE: &str = "-";
+
+/// An adapter, several, or none.
 #[derive(Args)]
 pub struct AdapterArgs {
-    /// A directory that PEFT saved, attached to the modules named in it
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
+    /// A directory that PEFT saved, attached to the modules named in it; with --rows, an adapter that rows may have, again
+    /// and again, each with a name
+    #[arg(long, value_name = "[NAME=]DIR")]
+    adapter: Vec<NamedDirectory>,
+    /// Which adapter each row has: a name a line, `-` for the base alone
+    #[arg(long, value_name = "FILE", requires = "adapter")]
+    rows: Option<PathBuf>,
     /// The weights are what the adapter's initialisation (such as PiSSA) left
     ///
     /// Adapters that PiSSA and its like initialised are updates of a changed base, and refused without this.
@@ -18,15 +26,126 @@ pub struct AdapterArgs {
     residual_base: bool,
 }
 
-impl AdapterArgs {
-    /// Reads the adapter, if there is one; with the directory it came from.
+/// A directory, with a name before a `=` or without.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct NamedDirectory {
+    name: Option<String>,
+    path: PathBuf,
+}
+
+impl FromStr for NamedDirectory {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = text.split_once('=').filter(|(name, _)| !name.contains(['/', '\\']));
+        match named {
+            None => Ok(Self { name: None, path: text.into() }),
+            Some(("" | BASE, _)) => {
+                Err(format!("expected NAME=DIR with a name other than `{BASE}`, found `{text}`"))
+            }
+            Some((name, path)) => Ok(Self { name: Some(name.to_owned()), path: path.into() }),
+        }
+    }
+}
+
+/// What a command line says of adapters.
+pub enum Adapters {
+    /// There is none.
+    None,
+    /// One for all, and the directory it came from.
+    One(PathBuf, PeftAdapter),
+    /// Each row has its own, or none.
+    Rows(AdapterRows),
+}
+
+/// Adapters by name, and which of them each row has.
+pub struct AdapterRows {
+    /// Name, directory, adapter.
+    pub adapters: Vec<(String, PathBuf, PeftAdapter)>,
+    /// The file that says who has which.
+    pub path: PathBuf,
+    /// The name of each row's adapter; `None` for the base alone.
+    pub rows: Vec<Option<String>>,
+}
+
+impl AdapterRows {
+    /// Requires one line for each of so many rows.
     ///
     /// # Errors
-    /// It cannot be read, or is not supported; the error names the file.
-    pub fn read(&self) -> Result<Option<(PathBuf, PeftAdapter)>, CliError> {
-        let Some(path) = &self.adapter else { return Ok(None) };
+    /// There are more or fewer.
+    pub fn expect(&self, what: &'static str, expected: usize) -> Result<(), CliError> {
+        let found = self.rows.len();
+        if found == expected {
+            return Ok(());
+        }
+        Err(CliError::RowCount { path: self.path.clone(), what, expected, found })
+    }
+}
+
+impl AdapterArgs {
+    /// Reads the adapters.
+    ///
+    /// # Errors
+    /// One cannot be read or is not supported, the names are not one for each, or a row names none of them; the error names
+    /// the file.
+    pub fn read(&self) -> Result<Adapters, CliError> {
+        match (&self.rows, self.adapter.as_slice()) {
+            (None, []) => Ok(Adapters::None),
+            (None, [one]) => Ok(Adapters::One(one.path.clone(), self.open(&one.path)?)),
+            (None, _) => Err(CliError::NoRows),
+            (Some(path), _) => Ok(Adapters::Rows(self.with_rows(path)?)),
+        }
+    }
+
+    fn open(&self, path: &Path) -> Result<PeftAdapter, CliError> {
         let adapter = PeftAdapter::open(path)?;
-        let adapter = if self.residual_base { adapter.on_residual_base() } else { adapter };
-        Ok(Some((path.clone(), adapter)))
+        Ok(if self.residual_base { adapter.on_residual_base() } else { adapter })
+    }
+
+    fn with_rows(&self, path: &Path) -> Result<AdapterRows, CliError> {
+        let mut adapters: Vec<(String, PathBuf, PeftAdapter)> = Vec::new();
+        for NamedDirectory { name, path } in &self.adapter {
+            let name = name.clone().ok_or_else(|| CliError::NoName { path: path.clone() })?;
+            if adapters.iter().any(|(other, ..)| *other == name) {
+                return Err(CliError::SameName { name });
+            }
+            adapters.push((name, path.clone(), self.open(path)?));
+        }
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| CliError::Read { path: path.to_owned(), source })?;
+        let row = |(line, text): (usize, &str)| match text.trim() {
+            BASE => Ok(None),
+            name if adapters.iter().any(|(known, ..)| known == name) => Ok(Some(name.to_owned())),
+            name => Err(CliError::UnknownRow {
+                path: path.to_owned(),
+                line: line + 1,
+                name: name.to_owned(),
+                known: adapters.iter().map(|(name, ..)| name.clone()).collect(),
+            }),
+        };
+        let rows = text.lines().enumerate().map(row).collect::<Result<_, _>>()?;
+        Ok(AdapterRows { adapters, path: path.to_owned(), rows })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::NamedDirectory;
+
+    #[test]
+    fn a_name_stands_before_the_first_equals_sign() {
+        let read = |text: &str| text.parse::<NamedDirectory>();
+        let named = |name: Option<&str>, path: &str| NamedDirectory {
+            name: name.map(str::to_owned),
+            path: path.into(),
+        };
+        assert_eq!(read("a=some/dir"), Ok(named(Some("a"), "some/dir")));
+        assert_eq!(read("a=b=c"), Ok(named(Some("a"), "b=c")));
+        assert_eq!(read("some/dir"), Ok(named(None, "some/dir")));
+        assert_eq!(read("some/a=b"), Ok(named(None, "some/a=b")));
+        for bad in ["=dir", "-=dir"] {
+            let message = read(bad).unwrap_err();
+            assert_eq!(message, format!("expected NAME=DIR with a name other than `-`, found `{bad}`"));
+        }
     }
 }

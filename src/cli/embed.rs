@@ -40,10 +40,11 @@ impl Embed {
     pub fn run(&self, output: &mut Output) -> Result<(), CliError> {
         let texts = self.texts()?;
         let texts: Vec<&str> = texts.lines().collect();
-        let model =
-            self.model.open()?.compile(CompileOptions { merge: self.model.merge, ..Default::default() })?;
+        let ready = self.model.ready(CompileOptions::default())?;
+        let rows = ready.rows("texts", texts.len())?;
         let progress = progress::bar(texts.len());
-        let vectors = model.embedder()?.embed_with(&texts, |done| progress.inc(done as u64))?;
+        let mut embedder = ready.model.embedder()?;
+        let vectors = embedder.embed_with(&texts, &rows, |done| progress.inc(done as u64))?;
         progress.finish_and_clear();
         match &self.output {
             Some(path) => write_npy(path, &vectors)

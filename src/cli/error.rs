@@ -12,7 +12,7 @@ use engraft::ir::value::EvalError;
 use engraft::ir::{BuildErrors, DimError, TensorType};
 use engraft::pretrained::sampling::SamplingError;
 use engraft::pretrained::{GenerateError, PretrainedError};
-use engraft::runtime::{CallError, ContextError, LoadError, StateError, TensorError};
+use engraft::runtime::{BankError, CallError, ContextError, LoadError, StateError, TensorError};
 use ndarray_npy::WriteNpyError;
 use std::io;
 use std::path::PathBuf;
@@ -103,6 +103,59 @@ pub enum CliError {
         /// Why.
         source: Box<WriteNpyError>,
     },
+    /// Several adapters, and nothing says which row has which.
+    #[error("several adapters are given with --adapter; say which row has which with --rows")]
+    NoRows,
+    /// Rows of their own adapters where there is one model for all.
+    #[error("--rows puts another adapter on each row of a call; this command takes one adapter at most")]
+    RowsHere,
+    /// An adapter that rows cannot refer to.
+    #[error("{}: with --rows every adapter has a name, as --adapter NAME=DIR", path.display())]
+    NoName {
+        /// Its directory.
+        path: PathBuf,
+    },
+    /// Two adapters of one name.
+    #[error("two adapters are called `{name}`")]
+    SameName {
+        /// The name.
+        name: String,
+    },
+    /// A row that names none of the adapters.
+    #[error("{}, line {line}: there is no adapter `{name}`; expected `-` for the base or one of: {}", path.display(), known.join(", "))]
+    UnknownRow {
+        /// The file.
+        path: PathBuf,
+        /// The line.
+        line: usize,
+        /// What it says.
+        name: String,
+        /// The names there are.
+        known: Vec<String>,
+    },
+    /// Too few rows or too many.
+    #[error("{}: {found} lines, expected one for each of the {expected} {what}", path.display())]
+    RowCount {
+        /// The file.
+        path: PathBuf,
+        /// What has adapters.
+        what: &'static str,
+        /// How many there are.
+        expected: usize,
+        /// How many lines there are.
+        found: usize,
+    },
+    /// A graph cannot have adapters put on it.
+    #[error("{}: {source}", path.display())]
+    Adaptable {
+        /// The graph's file.
+        path: PathBuf,
+        /// Why.
+        source: Box<AttachError>,
+    },
+    /// The bank does not do what it is asked to.
+    #[error(transparent)]
+    Bank(#[from] BankError),
     /// There are no threads or kernels to run on.
     #[error(transparent)]
     Context(#[from] ContextError),

@@ -3,7 +3,7 @@
 use super::error::{CliError, Sought};
 use engraft::Compiled;
 use engraft::ir::{DType, Stage};
-use engraft::runtime::{self, Context, Model, Session, Tensor, Weights};
+use engraft::runtime::{self, Context, Model, Rows, Session, Tensor, Weights};
 use std::sync::Arc;
 
 /// A program with weights from here.
@@ -32,14 +32,14 @@ impl Execution<'_> {
     }
 }
 
-/// Calls a model with what it takes from these tensors; others are ignored. All its outputs, in the program's order: also
-/// those that a session would carry to the next call.
+/// Calls a model with what it takes from these tensors, the items of the batch with these adapters; other tensors are ignored.
+/// All its outputs, in the program's order: also those that a session would carry to the next call.
 ///
 /// # Errors
 /// A tensor is missing or does not fit.
-pub fn call(model: &Model, given: &Weights) -> Result<Vec<(String, Tensor)>, CliError> {
+pub fn call(model: &Model, given: &Weights, rows: &Rows) -> Result<Vec<(String, Tensor)>, CliError> {
     let mut session = session(model, given)?;
-    let mut returned = session.run(&arriving(model, given))?.into_iter();
+    let mut returned = session.run_rows(&arriving(model, given), rows)?.into_iter();
     let spec = model.program().spec();
     let mut outputs = Vec::with_capacity(spec.outputs.len());
     for (index, output) in spec.outputs.iter().enumerate() {

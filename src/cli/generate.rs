@@ -6,18 +6,19 @@ use super::pretrained::PretrainedArgs;
 use clap::{Args, value_parser};
 use engraft::import::models::Logits;
 use engraft::pretrained::sampling::Sampler;
-use engraft::pretrained::{CompileOptions, End, Generation};
+use engraft::pretrained::{CompileOptions, End, Generation, Generator};
 use serde::Serialize;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Go on with a text
 #[derive(Args)]
 pub struct Generate {
     #[command(flatten)]
     model: PretrainedArgs,
-    /// The text to go on with, as it is: no chat template is put around it
-    #[arg(long)]
-    prompt: String,
+    /// The text to go on with, as it is: no chat template is put around it. With --rows, again and again, each with its
+    /// own adapter
+    #[arg(long, required = true)]
+    prompt: Vec<String>,
     /// The most tokens to generate
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = value_parser!(u32).range(1..))]
     tokens: u32,
@@ -62,14 +63,30 @@ impl Generate {
             Some(temperature) => Sampler::seeded(temperature, self.top_p, self.seed)?,
         };
         let start = Instant::now();
-        let options = CompileOptions { merge: self.model.merge, logits: Logits::Last, ..Default::default() };
-        let model = self.model.open()?.compile(options)?;
-        let mut generator = model.generator()?;
-        let load = start.elapsed();
+        let ready = self.model.ready(CompileOptions { logits: Logits::Last, ..Default::default() })?;
+        let rows = ready.rows("prompts", self.prompt.len())?;
+        let mut generator = ready.model.generator()?;
+        let mut load = start.elapsed();
+        for (index, prompt) in self.prompt.iter().enumerate() {
+            generator.set_rows(rows.select(&[index]));
+            self.generate(&mut generator, prompt, &mut sampler, load, output)?;
+            load = Duration::ZERO;
+        }
+        Ok(())
+    }
+
+    fn generate(
+        &self,
+        generator: &mut Generator<'_>,
+        prompt: &str,
+        sampler: &mut Sampler,
+        load: Duration,
+        output: &mut Output,
+    ) -> Result<(), CliError> {
         let start = Instant::now();
         // Whoever reads may go away: that ends the printing, not the text.
         let mut printed = Ok(());
-        let generation = generator.generate(&self.prompt, self.tokens as usize, &mut sampler, |piece| {
+        let generation = generator.generate(prompt, self.tokens as usize, sampler, |piece| {
             if !self.json && printed.is_ok() {
                 printed = output.text(piece);
             }

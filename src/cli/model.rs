@@ -1,16 +1,16 @@
 //! The model that a subcommand is about: a graph from a file, an adapter on it, and weights by name. Knows nothing about
 //! what is done with them.
 
-use super::adapter::AdapterArgs;
+use super::adapter::{AdapterArgs, AdapterRows, Adapters};
 use super::error::{CliError, Sought};
 use clap::Args;
 use engraft::import::models::{Architecture, GraphOptions};
-use engraft::import::peft::{PeftAdapter, attach};
+use engraft::import::peft::{AttachError, PeftAdapter, adaptable, attach, updates};
 use engraft::import::safetensors::read_weights;
 use engraft::ir::ops::Input;
 use engraft::ir::{Graph, MAX_BYTES, Op, json, text};
-use engraft::pretrained::{Assembled, Pretrained};
-use engraft::runtime::Weights;
+use engraft::pretrained::{Assembled, Pretrained, PretrainedError};
+use engraft::runtime::{Bank, Base, Rows, Weights};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,8 @@ pub struct Model {
     tensors: Vec<(PathBuf, Weights)>,
     /// What fills in a pretrained model's inputs.
     architecture: Option<Architecture>,
+    /// The adapters that rows have.
+    rows: Option<AdapterRows>,
 }
 
 impl ModelArgs {
@@ -42,17 +44,39 @@ impl ModelArgs {
     /// # Errors
     /// A file cannot be read, is not what it should be, or does not fit; the error names it.
     pub fn read(&self) -> Result<Model, CliError> {
-        let adapter = self.adapter.read()?;
-        if Pretrained::is_one(&self.model) {
-            return self.pretrained(adapter);
-        }
-        let graph = read_graph(&self.model)?;
+        let (adapter, rows) = match self.adapter.read()? {
+            Adapters::None => (None, None),
+            Adapters::One(path, adapter) => (Some((path, adapter)), None),
+            Adapters::Rows(rows) => (None, Some(rows)),
+        };
+        let model =
+            if Pretrained::is_one(&self.model) { self.pretrained(adapter)? } else { self.graph(adapter)? };
+        let Some(rows) = rows else { return Ok(model) };
+        let graph = adaptable(&model.graph).map_err(|source| self.not_adaptable(source))?;
+        Ok(Model { graph, rows: Some(rows), ..model })
+    }
+
+    /// As [`read`](Self::read), where rows cannot have their own adapters.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); also when they are to have some.
+    pub fn read_one(&self) -> Result<Model, CliError> {
+        let model = self.read()?;
+        if model.rows.is_some() { Err(CliError::RowsHere) } else { Ok(model) }
+    }
+
+    fn not_adaptable(&self, source: AttachError) -> CliError {
+        CliError::Adaptable { path: self.model.clone(), source: Box::new(source) }
+    }
+
+    fn graph(&self, adapter: Option<(PathBuf, PeftAdapter)>) -> Result<Model, CliError> {
+        let (graph, rows) = (read_graph(&self.model)?, None);
         let Some((path, adapter)) = adapter else {
-            return Ok(Model { graph, tensors: Vec::new(), architecture: None });
+            return Ok(Model { graph, tensors: Vec::new(), architecture: None, rows });
         };
         let attached = attach(&graph, &adapter)
             .map_err(|source| CliError::Attach { path: path.clone(), source: Box::new(source) })?;
-        Ok(Model { graph: attached.graph, tensors: vec![(path, attached.weights)], architecture: None })
+        Ok(Model { graph: attached.graph, tensors: vec![(path, attached.weights)], architecture: None, rows })
     }
 
     fn pretrained(&self, adapter: Option<(PathBuf, PeftAdapter)>) -> Result<Model, CliError> {
@@ -64,7 +88,7 @@ impl ModelArgs {
         let Assembled { graph, base, adapter, .. } = model.assemble(GraphOptions::default())?;
         let mut tensors = vec![(self.model.clone(), base)];
         tensors.extend(path.map(|path| (path, adapter)));
-        Ok(Model { graph, tensors, architecture: Some(model.architecture().clone()) })
+        Ok(Model { graph, tensors, architecture: Some(model.architecture().clone()), rows: None })
     }
 }
 
@@ -93,6 +117,26 @@ impl Model {
             inputs.insert(name, tensor);
         }
         Ok(inputs)
+    }
+
+    /// The adapters of the rows, loaded onto the base of this graph; empty if rows have none of their own.
+    ///
+    /// # Errors
+    /// One does not fit.
+    pub fn adapters_on(&self, base: &Base) -> Result<Rows, CliError> {
+        let Some(AdapterRows { adapters, rows, .. }) = &self.rows else { return Ok(Rows::default()) };
+        let bank = Bank::new(base.clone());
+        for (name, path, adapter) in adapters {
+            let fitted = self.architecture.as_ref().map(|architecture| architecture.fit_adapter(adapter));
+            let fitted = fitted
+                .transpose()
+                .map_err(|source| CliError::from(PretrainedError::Tensors { path: path.clone(), source }))?;
+            let adapter = fitted.as_ref().map_or(adapter, |(adapter, _)| adapter);
+            let weights = updates(&self.graph, adapter)
+                .map_err(|source| CliError::Attach { path: path.clone(), source: Box::new(source) })?;
+            bank.load(name, &weights)?;
+        }
+        Ok(bank.rows(rows)?)
     }
 
     /// The weights of a file, and those that came with the model, which take the place of the file's of the same name.

@@ -1,9 +1,10 @@
 //! The pretrained model that a subcommand is about.
 
-use super::adapter::AdapterArgs;
+use super::adapter::{AdapterArgs, AdapterRows, Adapters};
 use super::error::CliError;
 use clap::Args;
-use engraft::pretrained::Pretrained;
+use engraft::pretrained::{CompileOptions, CompiledModel, Pretrained};
+use engraft::runtime::Rows;
 use std::path::PathBuf;
 
 /// A pretrained model, with or without an adapter.
@@ -14,20 +15,50 @@ pub struct PretrainedArgs {
     #[command(flatten)]
     adapter: AdapterArgs,
     /// Merge the adapter into the weights when it is loaded
-    #[arg(long, requires = "adapter")]
-    pub merge: bool,
+    #[arg(long, requires = "adapter", conflicts_with = "rows")]
+    merge: bool,
+}
+
+/// A model that is ready, and the adapters of its rows, if each is to have its own.
+pub struct Ready {
+    /// The model.
+    pub model: CompiledModel,
+    rows: Option<AdapterRows>,
 }
 
 impl PretrainedArgs {
-    /// Opens the model and reads the adapter.
+    /// Opens the model, reads the adapters, and compiles with these options and what the command line says beside.
     ///
     /// # Errors
-    /// A file cannot be read or is not supported; the error names it.
-    pub fn open(&self) -> Result<Pretrained, CliError> {
+    /// A file cannot be read or is not supported, an adapter does not fit, or the model cannot be compiled; the error names
+    /// the file.
+    pub fn ready(&self, options: CompileOptions) -> Result<Ready, CliError> {
         let model = Pretrained::open(&self.model)?;
-        Ok(match self.adapter.read()? {
-            Some((path, adapter)) => model.with_adapter(&path, adapter),
-            None => model,
-        })
+        let (model, rows) = match self.adapter.read()? {
+            Adapters::None => (model, None),
+            Adapters::One(path, adapter) => (model.with_adapter(&path, adapter), None),
+            Adapters::Rows(rows) => (model, Some(rows)),
+        };
+        let options = CompileOptions { merge: self.merge, bank: rows.is_some(), ..options };
+        let model = model.compile(options)?;
+        if let Some(AdapterRows { adapters, .. }) = &rows {
+            let bank = model.bank()?;
+            for (name, path, adapter) in adapters {
+                bank.runtime().load(name, &bank.updates(path, adapter)?)?;
+            }
+        }
+        Ok(Ready { model, rows })
+    }
+}
+
+impl Ready {
+    /// Who has which adapter: `expected` rows, which are called `what` in the error; empty if no row has its own.
+    ///
+    /// # Errors
+    /// The file of rows has more lines or fewer.
+    pub fn rows(&self, what: &'static str, expected: usize) -> Result<Rows, CliError> {
+        let Some(rows) = &self.rows else { return Ok(Rows::default()) };
+        rows.expect(what, expected)?;
+        Ok(self.model.bank()?.rows(&rows.rows)?)
     }
 }

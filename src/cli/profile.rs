@@ -9,7 +9,7 @@ use engraft::compiler::plan::roofline::{Roof, least};
 use engraft::compiler::plan::{Plan, Step};
 use engraft::ir::{Bindings, Stage};
 use engraft::runtime::measure::Machine;
-use engraft::runtime::{Model, Session, StepProfile, Tensor, Weights};
+use engraft::runtime::{Model, Rows, Session, StepProfile, Tensor, Weights};
 use serde::{Serialize, Serializer};
 use std::time::{Duration, Instant};
 
@@ -58,14 +58,14 @@ fn shown<S: Serializer>(value: &impl std::fmt::Display, serializer: S) -> Result
 }
 
 impl Profile {
-    /// Calls a model again and again, with what it takes from the tensors given.
+    /// Calls a model again and again, with what it takes from the tensors given and with these adapters.
     ///
     /// # Errors
     /// A call fails, or a cost is beyond counting.
     pub fn measure(
         execution: &Execution,
         model: &Model,
-        given: &Weights,
+        (given, rows): (&Weights, &Rows),
         repeat: Option<u32>,
     ) -> Result<Self, CliError> {
         let (plan, weights) = (&execution.compiled.plan, execution.weights);
@@ -73,7 +73,7 @@ impl Profile {
         let of = |profile: Option<&engraft::runtime::Profile>| {
             profile.map_or_else(Vec::new, |profile| profile.steps().iter().map(|step| step.total).collect())
         };
-        let (runs, calls) = medians(&mut session(model, given)?, &arriving(model, given), repeat)?;
+        let (runs, calls) = medians(&mut session(model, given)?, (&arriving(model, given), rows), repeat)?;
         let loads = [(Stage::Base, of(model.base().profile())), (Stage::Adapter, of(model.profile()))];
         let measured = loads.map(|(stage, times)| (stage, 1, times)).into_iter();
         let extents = extents(plan, weights, given);
@@ -187,7 +187,7 @@ fn extents(plan: &Plan, weights: &Weights, given: &Weights) -> Bindings {
 /// How many calls were measured, and the median time of each step of the program, by its index.
 fn medians(
     session: &mut Session,
-    inputs: &[(&str, &Tensor)],
+    (inputs, adapters): (&[(&str, &Tensor)], &Rows),
     repeat: Option<u32>,
 ) -> Result<(usize, Vec<Duration>), CliError> {
     let inputs: Vec<_> = inputs.iter().map(|(_, tensor)| *tensor).collect();
@@ -197,7 +197,7 @@ fn medians(
     // Every call appends to the same.
     let mut call = |session: &mut Session| -> Result<(), CliError> {
         session.truncate(rows)?;
-        Ok(session.run_into(&inputs, &mut outputs)?)
+        Ok(session.run_rows_into(&inputs, adapters, &mut outputs)?)
     };
     // The first call sees cold caches and makes its memory.
     call(session)?;

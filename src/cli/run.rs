@@ -83,9 +83,11 @@ impl Run {
         let sought = model.sought(self.weights.as_deref());
         let execution = Execution { compiled: &compiled, weights: &weights, sought: &sought };
         let (loaded, load) = timed(|| execution.load(&context))?;
-        let (outputs, call) = timed(|| call(&loaded, &given))?;
+        let rows = model.adapters_on(loaded.base())?;
+        let (outputs, call) = timed(|| call(&loaded, &given, &rows))?;
         let named: Vec<_> = outputs.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
-        let profile = self.profile.then(|| Profile::measure(&execution, &loaded, &given, self.repeat));
+        let profile =
+            self.profile.then(|| Profile::measure(&execution, &loaded, (&given, &rows), self.repeat));
         let profile = profile.transpose()?;
         write(&self.output, &named)?;
 

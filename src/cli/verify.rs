@@ -16,7 +16,7 @@ use engraft::ir::eval::{Values, eval};
 use engraft::ir::sample;
 use engraft::ir::value::Value;
 use engraft::ir::{Bindings, Graph, Symbol};
-use engraft::runtime::{Context, Weights};
+use engraft::runtime::{Context, Rows, Weights};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -99,7 +99,7 @@ impl Verify {
     /// # Errors
     /// Something cannot be read or does not fit, or a difference is too large.
     pub fn run(&self, output: &mut Output) -> Result<(), CliError> {
-        let model = self.model.read()?;
+        let model = self.model.read_one()?;
         let sought = model.sought(self.weights.as_deref());
         let weights = match &self.weights {
             Some(file) => Some(model.weights(Some(file))?),
@@ -227,7 +227,7 @@ impl Case<'_> {
         }
         let program = |(_, compiled): &(&str, &Compiled)| {
             let execution = Execution { compiled, weights: &tensors, sought: self.sought };
-            let outputs = call(&execution.load(context)?, &tensors)?;
+            let outputs = call(&execution.load(context)?, &tensors, &Rows::default())?;
             let ours = outputs.iter().map(|(name, tensor)| Ok((name.clone(), to_value(tensor)?)));
             let ours = ours.collect::<Result<Values, CliError>>()?;
             references.iter().try_fold(Agreement::default(), |worst, theirs| {

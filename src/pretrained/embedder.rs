@@ -4,7 +4,7 @@
 use super::{CompiledModel, PretrainedError};
 use crate::import::sentence::{SentenceConfig, pool};
 use crate::import::tokenizer::{Encoded, TextTokenizer};
-use crate::runtime::{Session, Tensor, Weights};
+use crate::runtime::{CallError, Rows, Session, Tensor, Weights};
 use ndarray::Array2;
 
 /// The most tokens of a batch, padding included: as many as keep the kernels busy, few enough for the caches.
@@ -35,10 +35,11 @@ impl<'m> Embedder<'m> {
     /// # Errors
     /// A text cannot be taken apart, or memory does not suffice.
     pub fn embed<S: AsRef<str>>(&mut self, texts: &[S]) -> Result<Array2<f32>, PretrainedError> {
-        self.embed_with(texts, |_| ())
+        self.embed_with(texts, &Rows::default(), |_| ())
     }
 
-    /// As [`embed`](Self::embed); `done` is told, after each batch, how many texts it had.
+    /// As [`embed`](Self::embed), each text with its own adapter, as [`AdapterBank::rows`](super::AdapterBank::rows) says, or
+    /// all with the model as it is, if `rows` are empty. `done` is told, after each batch, how many texts it had.
     ///
     /// Texts are sorted by their lengths, so that a batch has little padding.
     ///
@@ -47,14 +48,20 @@ impl<'m> Embedder<'m> {
     pub fn embed_with<S: AsRef<str>>(
         &mut self,
         texts: &[S],
+        rows: &Rows,
         mut done: impl FnMut(usize),
     ) -> Result<Array2<f32>, PretrainedError> {
+        if !rows.is_empty() && rows.len() != texts.len() {
+            let (module, expected, found) = ("texts".to_owned(), texts.len() as u64, rows.len());
+            return Err(CallError::RowCount { module, expected, found }.into());
+        }
         let encoded = texts.iter().map(|text| self.tokenizer.encode(text.as_ref()));
         let encoded = encoded.collect::<Result<Vec<_>, _>>()?;
         let mut vectors = Array2::zeros((texts.len(), self.model.architecture().hidden()));
         for batch in batches(&encoded) {
-            let rows = self.batch(&batch.iter().map(|&text| encoded[text].clone()).collect::<Vec<_>>())?;
-            for (&text, row) in batch.iter().zip(rows.view_f32()?.outer_iter()) {
+            let tokens: Vec<_> = batch.iter().map(|&text| encoded[text].clone()).collect();
+            let pooled = self.batch(&tokens, &rows.select(&batch))?;
+            for (&text, row) in batch.iter().zip(pooled.view_f32()?.outer_iter()) {
                 vectors.row_mut(text).assign(&row);
             }
             done(batch.len());
@@ -63,7 +70,7 @@ impl<'m> Embedder<'m> {
     }
 
     /// One vector a text, `[texts, hidden]`.
-    fn batch(&mut self, texts: &[Encoded]) -> Result<Tensor, PretrainedError> {
+    fn batch(&mut self, texts: &[Encoded], rows: &Rows) -> Result<Tensor, PretrainedError> {
         let batch = self.tokenizer.pad(texts)?;
         let mut inputs = Weights::new();
         if self.model.architecture().has_token_types() {
@@ -71,7 +78,7 @@ impl<'m> Embedder<'m> {
         }
         inputs.insert("input_ids", batch.input_ids);
         inputs.insert("attention_mask", batch.attention_mask.clone());
-        let outputs = self.model.run_in(&mut self.session, &inputs)?;
+        let outputs = self.model.run_rows_in(&mut self.session, &inputs, rows)?;
         let SentenceConfig { pooling, normalize, .. } = self.sentence;
         Ok(pool(&outputs[0].1, &batch.attention_mask, pooling, normalize)?)
     }

@@ -4,7 +4,7 @@
 use super::sampling::{Sampler, SamplingError};
 use super::{CompiledModel, PretrainedError};
 use crate::import::tokenizer::TextTokenizer;
-use crate::runtime::{Session, Tensor, Weights};
+use crate::runtime::{Rows, Session, Tensor, Weights};
 use thiserror::Error;
 
 /// Why a text does not go on.
@@ -67,13 +67,19 @@ pub struct Generator<'m> {
     session: Session,
     tokenizer: TextTokenizer,
     ends: Vec<u32>,
+    rows: Rows,
 }
 
 impl<'m> Generator<'m> {
     pub(super) fn new(model: &'m CompiledModel) -> Result<Self, PretrainedError> {
         let pretrained = model.pretrained();
         let (tokenizer, ends) = (pretrained.tokenizer()?, pretrained.end_tokens()?);
-        Ok(Self { model, session: model.session(), tokenizer, ends })
+        Ok(Self { model, session: model.session(), tokenizer, ends, rows: Rows::default() })
+    }
+
+    /// Goes on with the adapter of `rows`, which say one item's, or with the model as it is, if they are empty.
+    pub fn set_rows(&mut self, rows: Rows) {
+        self.rows = rows;
     }
 
     /// Goes on with a prompt by at most `most` tokens. `emit` gets the text piece by piece, as soon as it is known.
@@ -87,7 +93,7 @@ impl<'m> Generator<'m> {
         sampler: &mut Sampler,
         mut emit: impl FnMut(&str),
     ) -> Result<Generation, GenerateError> {
-        let Self { model, session, tokenizer, ends } = self;
+        let Self { model, session, tokenizer, ends, rows } = self;
         let prompt = tokenizer.encode(prompt).map_err(PretrainedError::from)?.ids;
         let context = model.architecture().context();
         match prompt.len() {
@@ -106,7 +112,7 @@ impl<'m> Generator<'m> {
             if prompt.len() + tokens.len() == context {
                 break End::Context;
             }
-            let logits = step(model, session, &latest)?;
+            let logits = step(model, session, &latest, rows)?;
             let logits = logits.as_f32().map_err(PretrainedError::from)?;
             // Of the last token, whether or not the model was compiled to give those of all.
             let last = logits.len().saturating_sub(model.architecture().vocab());
@@ -128,10 +134,15 @@ impl<'m> Generator<'m> {
 }
 
 /// The logits after these tokens, which come after those that the session carries.
-fn step(model: &CompiledModel, session: &mut Session, tokens: &[u32]) -> Result<Tensor, PretrainedError> {
+fn step(
+    model: &CompiledModel,
+    session: &mut Session,
+    tokens: &[u32],
+    rows: &Rows,
+) -> Result<Tensor, PretrainedError> {
     let ids = tokens.iter().map(|&token| i64::from(token)).collect();
     let ids = Tensor::i64(&[1, tokens.len()], ids)?;
-    let outputs = model.run_in(session, &Weights::from_iter([("input_ids", ids)]))?;
+    let outputs = model.run_rows_in(session, &Weights::from_iter([("input_ids", ids)]), rows)?;
     let (_, logits) = outputs.into_iter().next().expect("a decoder gives logits");
     Ok(logits)
 }

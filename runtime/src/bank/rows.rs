@@ -27,6 +27,18 @@ impl Rows {
         Rows { items: vec![Some(Arc::clone(adapter)); items] }
     }
 
+    /// Those of these items, in this order; empty if it says nothing.
+    ///
+    /// # Panics
+    /// If there is no such item.
+    #[must_use]
+    pub fn select(&self, items: &[usize]) -> Rows {
+        if self.is_empty() {
+            return Rows::default();
+        }
+        Rows { items: items.iter().map(|&item| self.items[item].clone()).collect() }
+    }
+
     /// How many items.
     pub fn len(&self) -> usize {
         self.items.len()

@@ -5,10 +5,10 @@
 //! for `x Wᵀ`; then each piece's sums are taken up again where they rest in y. It is the same sum in the same order, so a
 //! row's bits do not depend on its neighbours.
 
-use super::{DOT_ROWS, Product, context};
+use super::{BLOCK_ROWS, DOT_ROWS, Product, context};
 use crate::abi::Frame;
 use crate::bank::{Piece, Rank, Runs};
-use crate::kernels::{Block, DotBlock, Kernels};
+use crate::kernels::{Block, DotBlock, Fetch, Kernels};
 use crate::memory::Buffer;
 use crate::panels::Panel;
 use crate::workers::Shared;
@@ -24,6 +24,19 @@ struct Adapters<'a> {
 }
 
 impl<'a> Adapters<'a> {
+    /// A of a row's adapter, or null.
+    ///
+    /// # Safety
+    /// The adapters of the call are alive.
+    unsafe fn a_of(self, row: usize, rows: usize) -> *const f32 {
+        if row >= rows {
+            return std::ptr::null();
+        }
+        // SAFETY: the caller's adapters.
+        let form = unsafe { self.pieces(row, row + 1) }.next().and_then(|piece| piece.form);
+        form.map_or(std::ptr::null(), |form| form.a.floats().cast_const())
+    }
+
     /// # Safety
     /// The adapters of the call are alive.
     unsafe fn pieces(self, first: usize, end: usize) -> impl Iterator<Item = Piece<'a>> {
@@ -80,6 +93,7 @@ unsafe fn hidden(frame: *const Frame, product: &Product<'_>, adapters: Adapters<
                     x: product.linear.x.add(piece.first * product.k),
                     a: form.a.floats(),
                     h: piece.hidden,
+                    ahead: adapters.a_of(piece.end, product.rows),
                 });
             }
         }
@@ -143,9 +157,19 @@ impl Low<'_> {
         // SAFETY: the pieces are the block's, one after the other.
         unsafe {
             if pieces > 1 {
+                // B is read as soon as the sums are there.
+                let mut ahead = [Fetch { from: std::ptr::null(), floats: 0 }; BLOCK_ROWS];
+                for piece in adapters.pieces(from, end) {
+                    if let Some(form) = piece.form {
+                        let floats = form.rank * self.block.width;
+                        let b = form.b.floats().cast_const().wrapping_add(panel.first * form.rank);
+                        ahead[piece.first - from] = Fetch { from: b, floats };
+                    }
+                }
                 let shared = rows_of(self.block, self.first, from, end);
                 let (none, gain, bias) = (std::ptr::null(), std::ptr::null(), std::ptr::null());
-                (kernels.product)(&Block { rank: 0, h: none, b: none, gain, bias, ..shared });
+                let ahead = ahead.as_ptr();
+                (kernels.product)(&Block { rank: 0, h: none, b: none, gain, bias, ahead, ..shared });
             }
             if pieces > 0 {
                 for piece in adapters.pieces(from, end) {

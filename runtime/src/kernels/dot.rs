@@ -24,6 +24,8 @@ pub(crate) struct DotBlock {
     pub(crate) a: *const f32,
     /// `[rows, out]`, contiguous.
     pub(crate) h: *mut f32,
+    /// Another A of as many rows, which is fetched into the second-level cache meanwhile, or null.
+    pub(crate) ahead: *const f32,
 }
 
 /// Computes a block.
@@ -81,7 +83,13 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const OUT: usize>(
         let (x, a) = (block.x.add(row * block.k), block.a.add(output * a_stride));
         let mut sums = [[L::splat(0.0); OUT]; ROWS];
         let mut lanes = [L::splat(0.0); ROWS];
+        let ahead = block.ahead.wrapping_add(output * a_stride);
         for p in (0..whole).step_by(LANE) {
+            if !block.ahead.is_null() {
+                for j in 0..OUT {
+                    L::prefetch_far(ahead.wrapping_add(p + j * a_stride));
+                }
+            }
             for r in 0..ROWS {
                 lanes[r] = L::load(x.add(r * block.k + p));
             }

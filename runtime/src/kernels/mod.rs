@@ -32,7 +32,7 @@ pub(crate) use attention::{AttentionBlock, Mask, VECTORS};
 pub(crate) use dot::DotBlock;
 pub(crate) use norm::NormBlock;
 pub(crate) use stream::STREAM_STEP;
-pub(crate) use tile::Block;
+pub(crate) use tile::{Block, Fetch};
 
 /// Sixteen floats side by side, in whatever registers an instruction set has for them.
 ///

@@ -92,7 +92,7 @@ unsafe fn tile<L: Lanes, const INPUTS: usize, const WIDTH: usize>(
             let a = Factor { at: block.a.add(input), row_stride: 1, step_stride: block.a_stride };
             let b = block.b.add(lane * LANE);
             let ahead = Ahead::only(w.wrapping_add(AHEAD * block.width));
-            accumulate(&mut sums, a, b, block.width, block.rank, ahead);
+            accumulate(&mut sums, a, b, block.width, block.rank, Some(ahead));
         }
         for v in 0..WIDTH {
             let mut wide = L::load_wide(&squares[lane + v]);

@@ -48,9 +48,18 @@ pub(crate) struct Block {
     pub(crate) shift: *const f32,
     /// Whether y holds the sums `x W^T` already, so that only what follows them is computed.
     pub(crate) resume: bool,
+    /// For each row what is read after this block and should be in the second-level cache by then, or null.
+    pub(crate) ahead: *const Fetch,
     /// `[rows, columns]` with rows `y_stride` apart.
     pub(crate) y: *mut f32,
     pub(crate) y_stride: usize,
+}
+
+/// Floats that lie side by side and are read soon.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fetch {
+    pub(crate) from: *const f32,
+    pub(crate) floats: usize,
 }
 
 /// The steps of k that a pass over the tiles takes.
@@ -69,7 +78,10 @@ struct Steps {
 struct Place {
     row: usize,
     column: usize,
-    ahead: Ahead,
+    /// Into the first-level cache: from here on.
+    near: *const f32,
+    /// Into the second-level cache.
+    far: Fetch,
 }
 
 /// What to fetch for later at each step.
@@ -123,18 +135,18 @@ unsafe fn all_rows<L: Lanes>(block: &Block, steps: Steps) {
     let tiles = block.rows.div_ceil(rows(L::ACCUMULATORS));
     for tile in 0..tiles {
         let (row, end) = (tile * block.rows / tiles, (tile + 1) * block.rows / tiles);
-        let ahead = next_block(block, steps, tile, tiles);
+        let far = next_block(block, steps, tile, tiles);
         // SAFETY: rows `row..end` are the block's, and no more of them than a tile is high.
         unsafe {
             match end - row {
-                8 => all_lanes::<L, 8>(block, row, steps, ahead),
-                7 => all_lanes::<L, 7>(block, row, steps, ahead),
-                6 => all_lanes::<L, 6>(block, row, steps, ahead),
-                5 => all_lanes::<L, 5>(block, row, steps, ahead),
-                4 => all_lanes::<L, 4>(block, row, steps, ahead),
-                3 => all_lanes::<L, 3>(block, row, steps, ahead),
-                2 => all_lanes::<L, 2>(block, row, steps, ahead),
-                _ => all_lanes::<L, 1>(block, row, steps, ahead),
+                8 => all_lanes::<L, 8>(block, row, steps, far),
+                7 => all_lanes::<L, 7>(block, row, steps, far),
+                6 => all_lanes::<L, 6>(block, row, steps, far),
+                5 => all_lanes::<L, 5>(block, row, steps, far),
+                4 => all_lanes::<L, 4>(block, row, steps, far),
+                3 => all_lanes::<L, 3>(block, row, steps, far),
+                2 => all_lanes::<L, 2>(block, row, steps, far),
+                _ => all_lanes::<L, 1>(block, row, steps, far),
             }
         }
     }
@@ -144,23 +156,22 @@ unsafe fn all_rows<L: Lanes>(block: &Block, steps: Steps) {
 /// tiles each fetches two lines in three: more than one a step costs more than it gains. A single tile fetches nothing;
 /// it is as fast as memory already.
 #[inline(always)]
-fn next_block(block: &Block, steps: Steps, tile: usize, tiles: usize) -> Ahead {
+fn next_block(block: &Block, steps: Steps, tile: usize, tiles: usize) -> Fetch {
     let (from, floats) = (block.w.wrapping_add(steps.first * block.width), steps.count * block.width);
-    let near = from.wrapping_add(PREFETCH_STEPS * block.width);
-    if tiles == 1 || steps.count == 0 {
-        return Ahead::only(near);
+    if tiles == 1 {
+        return Fetch { from, floats: 0 };
     }
-    let far = from.wrapping_add(floats + tile * floats / tiles);
-    Ahead { near, far, far_stride: floats / tiles / steps.count }
+    Fetch { from: from.wrapping_add(floats + tile * floats / tiles), floats: floats / tiles }
 }
 
 #[inline(always)]
-unsafe fn all_lanes<L: Lanes, const ROWS: usize>(block: &Block, row: usize, steps: Steps, ahead: Ahead) {
+unsafe fn all_lanes<L: Lanes, const ROWS: usize>(block: &Block, row: usize, steps: Steps, far: Fetch) {
     const LANES: usize = PANEL / LANE;
+    let near = block.w.wrapping_add((steps.first + PREFETCH_STEPS) * block.width);
     let mut column = 0;
     while column < block.width {
         let lanes = ((block.width - column) / LANE).min((L::ACCUMULATORS / ROWS).clamp(1, LANES));
-        let place = Place { row, column, ahead };
+        let place = Place { row, column, near: near.wrapping_add(column), far };
         // SAFETY: `column` and the lanes of the tile stay within `block.width`.
         unsafe {
             match lanes {
@@ -177,7 +188,7 @@ unsafe fn all_lanes<L: Lanes, const ROWS: usize>(block: &Block, row: usize, step
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // plain ranges unroll into registers
 unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(block: &Block, place: Place, steps: Steps) {
-    let Place { row, column, ahead } = place;
+    let Place { row, column, .. } = place;
     // SAFETY: the tile lies inside the block. Loads and stores of y, gain and bias are of `count` floats, which end at
     // `block.columns`; those of panels are of whole lanes, which panels are padded to.
     unsafe {
@@ -193,13 +204,24 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(block: &Block, p
         }
         let x = Factor { at: block.x.add(row * block.k + steps.first), row_stride: block.k, step_stride: 1 };
         let w = block.w.add(steps.first * block.width + column);
-        let ahead = Ahead { near: ahead.near.wrapping_add(column), ..ahead };
-        accumulate(&mut sums, x, w, block.width, steps.count, ahead);
+        let is_last = steps.last && !block.ahead.is_null();
+        let mut begin = 0;
+        for share in 0..if is_last { 1 + ROWS } else { 1 } {
+            let (end, far) = fetched::<ROWS>(block, place, steps.count, share, is_last);
+            let x = Factor { at: x.at.wrapping_add(begin), ..x };
+            let ahead = Ahead {
+                near: place.near.wrapping_add(begin * block.width),
+                far: far.from,
+                far_stride: far.floats / (end - begin).max(1),
+            };
+            accumulate(&mut sums, x, w.add(begin * block.width), block.width, end - begin, Some(ahead));
+            begin = end;
+        }
         if steps.last {
             if block.rank > 0 {
                 let h = Factor { at: block.h.add(row * block.rank), row_stride: block.rank, step_stride: 1 };
                 let b = block.b.add(column);
-                accumulate(&mut sums, h, b, block.width, block.rank, Ahead::only(b));
+                accumulate(&mut sums, h, b, block.width, block.rank, None);
             }
             if !block.gain.is_null() {
                 for v in 0..WIDTH {
@@ -228,6 +250,25 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(block: &Block, p
     }
 }
 
+/// What a share of a tile's steps fetches, and where the share ends. A tile that fetches for its rows has one share for the
+/// panel that comes next, a third of its steps, and one for each row.
+#[inline(always)]
+unsafe fn fetched<const ROWS: usize>(
+    block: &Block,
+    place: Place,
+    steps: usize,
+    share: usize,
+    for_rows: bool,
+) -> (usize, Fetch) {
+    let panels = if for_rows { steps / 3 } else { steps };
+    if share == 0 {
+        return (panels, place.far);
+    }
+    // SAFETY: there is one for each row of the block.
+    let fetch = unsafe { *block.ahead.add(place.row + share - 1) };
+    (panels + (steps - panels) * share / ROWS, fetch)
+}
+
 /// How many of `columns` fall into each lane.
 #[inline(always)]
 fn lane_counts<const WIDTH: usize>(columns: usize) -> [usize; WIDTH] {
@@ -249,7 +290,7 @@ pub(super) unsafe fn accumulate<L: Lanes, const ROWS: usize, const WIDTH: usize>
     w: *const f32,
     w_stride: usize,
     steps: usize,
-    ahead: Ahead,
+    ahead: Option<Ahead>,
 ) {
     // SAFETY: the caller's rows, lanes and steps; a prefetch may be of any address.
     unsafe {
@@ -257,10 +298,14 @@ pub(super) unsafe fn accumulate<L: Lanes, const ROWS: usize, const WIDTH: usize>
         for p in 0..steps {
             let w = w.add(p * w_stride);
             for v in 0..WIDTH {
-                L::prefetch(ahead.near.wrapping_add(p * w_stride + v * LANE));
+                if let Some(ahead) = ahead {
+                    L::prefetch(ahead.near.wrapping_add(p * w_stride + v * LANE));
+                }
                 lanes[v] = L::load(w.add(v * LANE));
             }
-            L::prefetch_far(ahead.far.wrapping_add(p * ahead.far_stride));
+            if let Some(ahead) = ahead {
+                L::prefetch_far(ahead.far.wrapping_add(p * ahead.far_stride));
+            }
             for r in 0..ROWS {
                 let x = L::splat(*x.at.add(r * x.row_stride + p * x.step_stride));
                 for v in 0..WIDTH {

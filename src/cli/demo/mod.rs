@@ -13,7 +13,7 @@ use clap::Args;
 use engraft::compiler::trace::Trace;
 use engraft::compiler::values::to_value;
 use engraft::ir::Graph;
-use engraft::runtime::{Context, Model, Options as RuntimeOptions, Tensor};
+use engraft::runtime::{Context, Model, Options as RuntimeOptions, Rows, Tensor};
 use engraft::{Compiled, Options, compile};
 use example::{Example, LAYER, Recorded};
 use serde::Serialize;
@@ -174,7 +174,7 @@ fn compare(
 ) -> Result<Compared, CliError> {
     let mut given = engraft::runtime::Weights::new();
     given.insert("x", Arc::clone(&example.input));
-    let outputs = call(&load(compiled, example, context)?, &given)?;
+    let outputs = call(&load(compiled, example, context)?, &given, &Rows::default())?;
     let ours = outputs.iter().find(|(name, _)| name == "y").map(|(_, tensor)| tensor);
     let describe =
         |tensor: Option<&Tensor>| tensor.map_or("missing".to_owned(), |t| format!("{:?}", t.shape()));
