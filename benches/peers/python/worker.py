@@ -13,6 +13,8 @@ from importlib.metadata import version
 
 # Compiling in this process leaves no other ones behind that would want a core.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# Models come from directories, never from elsewhere.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 from peft.helpers import DoraCaching

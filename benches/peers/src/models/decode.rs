@@ -1,7 +1,7 @@
 //! A decoder's next token after some others, again and again: it cannot take less time than reading all the weights that
 //! it must touch.
 
-use super::{one_thread, weights};
+use super::{find, one_thread, weights};
 use crate::contender::{Call, Entry, Who};
 use crate::contest::{Contest, Truth};
 use crate::error::Error;
@@ -47,7 +47,7 @@ impl Call for Decode<'_> {
 /// # Errors
 /// There is no such model, or the token's logits are not those of transformers on the same weights.
 pub fn point(session: &Session, directory: &Path, budget: Duration) -> Result<Point, Error> {
-    let file = directory.join(FILE);
+    let file = find(directory, FILE)?;
     let pretrained = Pretrained::open(&file)?;
     let vocab = pretrained.architecture().vocab();
     let ids: Vec<i64> = (0..=PAST).map(|token| (token * 7919 % vocab) as i64).collect();

@@ -1,7 +1,7 @@
 //! An encoder with a random DoRA adapter on all its linear layers, which PEFT writes. Who wants it merged is given what
 //! PEFT merged; ours merge for themselves.
 
-use super::{one_thread, weights};
+use super::{find, one_thread, weights};
 use crate::contender::{Entry, Who};
 use crate::contest::{Contest, Truth};
 use crate::error::Error;
@@ -93,7 +93,7 @@ pub fn points(
     sizes: &[Size],
     budget: Duration,
 ) -> Result<Vec<Point>, Error> {
-    let (model, adapter) = (directory.join(MODEL), session.directory().join("adapter"));
+    let (model, adapter) = (find(directory, MODEL)?, session.directory().join("adapter"));
     let python = &session.pythons[0];
     python.borrow_mut().ask::<()>(&json!({ "do": "adapter", "model": model, "adapter": adapter }))?;
     python.borrow_mut().ask::<()>(&json!({ "do": "open_encoder", "model": model, "adapter": adapter }))?;

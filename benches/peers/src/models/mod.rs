@@ -15,7 +15,7 @@ use engraft::pretrained::CompiledModel;
 use engraft::runtime::Options;
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The sizes of the encoder's batches.
@@ -39,6 +39,13 @@ pub fn points(
     let mut points = encode::points(session, directory, sizes, budget)?;
     points.push(decode::point(session, directory, budget)?);
     Ok(points)
+}
+
+/// Where a model is.
+fn find(directory: &Path, name: &str) -> Result<PathBuf, Error> {
+    let path = directory.join(name);
+    let missing = || Error::NoLibrary { directory: directory.to_owned(), pattern: name.to_owned() };
+    if path.exists() { Ok(path) } else { Err(missing()) }
 }
 
 /// One thread.
