@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Engraft beside its peers: sets everything up, measures, and writes the results. README.md has the rest.
 #
-#   benches/peers/run.sh                                     the whole grid, into docs/benchmarks/
-#   benches/peers/run.sh --quick                             a few points, into benches/peers/target/results/
+#   benches/peers/run.sh                                     the whole grid of layers, into docs/benchmarks/
+#   benches/peers/run.sh --models                            whole models, into docs/benchmarks/
+#   benches/peers/run.sh --quick [--models]                  a few points, into benches/peers/target/results/
 #   benches/peers/run.sh --shape 768x768 --batch 1,8 --threads 1
 set -euo pipefail
+models=$(realpath --canonicalize-missing "${ENGRAFT_MODELS:-$(dirname "${BASH_SOURCE[0]}")/../../target/models}")
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 venv=target/venv
@@ -16,8 +18,12 @@ if ! cmp --silent requirements.txt "$installed"; then
     cp requirements.txt "$installed"
 fi
 
+case " $* " in
+*" --models "*) ../../tests/fetch_models.sh "$models" ;;
+esac
+
 cargo build --release --locked
 # What torch.compile compiled is kept, so that another run need not.
 export TORCHINDUCTOR_CACHE_DIR=$PWD/target/inductor
 exec target/release/engraft-peers \
-    --venv "$venv" --results ../../docs/benchmarks --partial-results target/results "$@"
+    --venv "$venv" --model-files "$models" --results ../../docs/benchmarks --partial-results target/results "$@"

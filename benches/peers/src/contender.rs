@@ -1,7 +1,6 @@
 //! Whoever is timed: turns of calls, each call timed by itself. Knows nothing about who they are.
 
 use crate::error::Error;
-use crate::layer::Meaning;
 use std::time::Instant;
 
 /// How many calls a turn has.
@@ -13,7 +12,7 @@ pub struct Turn {
     pub timed: u32,
 }
 
-/// Somebody who computes the layer.
+/// Somebody who computes the workload, or who does something else that times are compared with.
 pub trait Contender {
     /// Takes a turn, and says how many nanoseconds each timed call took.
     ///
@@ -21,7 +20,7 @@ pub trait Contender {
     /// A call fails.
     fn turn(&mut self, turn: Turn) -> Result<Vec<u64>, Error>;
 
-    /// What the latest call gave, `[batch, out]`.
+    /// What the latest call gave, row by row.
     ///
     /// # Errors
     /// There is none.
@@ -30,13 +29,13 @@ pub trait Contender {
 
 /// A contender within this process.
 pub trait Call {
-    /// Computes the layer once, from and into buffers that it was given before.
+    /// Does it once, from and into buffers that it was given before.
     ///
     /// # Errors
     /// It can't.
     fn call(&mut self) -> Result<(), Error>;
 
-    /// What the latest call gave, `[batch, out]`.
+    /// What the latest call gave, row by row.
     ///
     /// # Errors
     /// There is none.
@@ -76,7 +75,7 @@ pub struct Entry<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Who {
-    /// Ours: the base layer without an adapter.
+    /// Ours: the base without an adapter.
     Dense,
     /// Ours: DoRA, frozen and unmerged.
     Dora,
@@ -84,57 +83,82 @@ pub enum Who {
     Merged,
     /// Ours: DoRA whose A, B and m come with each call.
     Live,
-    /// ONNX Runtime on the merged weight.
+    /// ONNX Runtime on the merged weights.
     OnnxRuntime,
-    /// OpenVINO on the merged weight.
+    /// The same on a model in its own fused operators.
+    OnnxRuntimeFused,
+    /// OpenVINO on the merged weights.
     OpenVino,
-    /// PyTorch's `F.linear` on the merged weight.
+    /// PyTorch, eager, on the merged weights.
     Torch,
     /// The same through `torch.compile`.
     TorchCompiled,
-    /// PEFT's unmerged layer.
+    /// PEFT, unmerged.
     Peft,
     /// The same through `torch.compile`.
     PeftCompiled,
-    /// PEFT's unmerged layer with its cache of norms, which is off unless it is asked for.
+    /// PEFT, unmerged, with its cache of norms, which is off unless it is asked for.
     PeftCached,
+    /// The tile of our product, out of the first-level cache: what a core can compute at most.
+    Tile,
+    /// A plain read of memory: what it can deliver at most.
+    Read,
+}
+
+/// Which weights a contender multiplies by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// The base alone.
+    Base,
+    /// With the adapter.
+    Adapted,
 }
 
 impl Who {
     /// Everybody, in the order of tables.
-    pub const ALL: [Who; 11] = [
+    pub const ALL: [Who; 14] = [
         Who::Dense,
         Who::Dora,
         Who::Merged,
         Who::Live,
         Who::OnnxRuntime,
+        Who::OnnxRuntimeFused,
         Who::OpenVino,
         Who::Torch,
         Who::TorchCompiled,
         Who::Peft,
         Who::PeftCompiled,
         Who::PeftCached,
+        Who::Tile,
+        Who::Read,
     ];
 
     /// As people call it.
     pub fn title(self) -> &'static str {
         match self {
-            Who::Dense => "Engraft, bare layer",
+            Who::Dense => "Engraft, bare",
             Who::Dora => "Engraft, DoRA",
             Who::Merged => "Engraft, merged",
             Who::Live => "Engraft, live norms",
             Who::OnnxRuntime => "ONNX Runtime, merged",
+            Who::OnnxRuntimeFused => "ONNX Runtime, merged, its own operators",
             Who::OpenVino => "OpenVINO, merged",
             Who::Torch => "PyTorch, merged",
             Who::TorchCompiled => "torch.compile, merged",
             Who::Peft => "PEFT",
             Who::PeftCompiled => "PEFT, torch.compile",
             Who::PeftCached => "PEFT, cached norms",
+            Who::Tile => "the tile, out of L1",
+            Who::Read => "a plain read of the weights",
         }
     }
 
-    /// What it computes.
-    pub fn meaning(self) -> Meaning {
-        if self == Who::Dense { Meaning::Base } else { Meaning::Adapted }
+    /// What it computes, if it computes the workload.
+    pub fn meaning(self) -> Option<Meaning> {
+        match self {
+            Who::Dense => Some(Meaning::Base),
+            Who::Tile | Who::Read => None,
+            _ => Some(Meaning::Adapted),
+        }
     }
 }

@@ -53,6 +53,18 @@ pub enum Error {
     /// Ours: threads and kernels.
     #[error(transparent)]
     Context(#[from] engraft::runtime::ContextError),
+    /// Ours: a whole model.
+    #[error(transparent)]
+    Pretrained(Box<engraft::pretrained::PretrainedError>),
+    /// Ours: a model's inputs.
+    #[error(transparent)]
+    Input(#[from] engraft::import::models::InputError),
+    /// Ours: a file of weights in GGUF.
+    #[error(transparent)]
+    Gguf(#[from] engraft::import::gguf::GgufError),
+    /// Ours: what a session carries.
+    #[error(transparent)]
+    State(#[from] engraft::runtime::StateError),
     /// Arrays.
     #[error(transparent)]
     Tensor(#[from] engraft::runtime::TensorError),
@@ -99,4 +111,10 @@ pub enum Error {
         /// What was wrong.
         message: String,
     },
+}
+
+impl From<engraft::pretrained::PretrainedError> for Error {
+    fn from(error: engraft::pretrained::PretrainedError) -> Self {
+        Self::Pretrained(Box::new(error))
+    }
 }

@@ -1,12 +1,14 @@
-//! Engraft beside ONNX Runtime, OpenVINO, PyTorch and PEFT: the same layer, the same arrays, one session, everybody in
-//! turn. `run.sh` makes the environment that this needs; README.md says what is compared, and how it is fair.
+//! Engraft beside ONNX Runtime, OpenVINO, PyTorch and PEFT: the same layer or model, the same arrays, one session,
+//! everybody in turn. `run.sh` makes the environment that this needs; README.md says what is compared, and how it is fair.
 
 mod agreement;
+mod bounds;
 mod contender;
+mod contest;
 mod error;
-mod grid;
-mod layer;
+mod layers;
 mod machine;
+mod models;
 mod onnx_runtime;
 mod open_vino;
 mod ours;
@@ -16,12 +18,13 @@ mod results;
 mod rounds;
 mod session;
 mod targets;
+mod workload;
 
 use clap::Parser;
 use error::Error;
-use grid::{Grid, Shape};
+use layers::{Grid, Shape};
 use machine::Machine;
-use results::Results;
+use results::{Results, Suite};
 use session::Session;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,6 +36,12 @@ struct Args {
     /// The Python environment with the peers
     #[arg(long, value_name = "DIR")]
     venv: PathBuf,
+    /// Whole models instead of single layers, with one thread
+    #[arg(long, conflicts_with_all = ["shape", "batch", "threads"])]
+    models: bool,
+    /// Where `tests/fetch_models.sh` puts the models
+    #[arg(long, value_name = "DIR")]
+    model_files: PathBuf,
     /// Enough of the grid to see whether all is well
     #[arg(long)]
     quick: bool,
@@ -45,9 +54,9 @@ struct Args {
     /// Only these numbers of threads
     #[arg(long, value_name = "N", value_delimiter = ',')]
     threads: Vec<usize>,
-    /// About how long the rounds at one shape and batch take
-    #[arg(long, value_name = "S", default_value_t = 6.0)]
-    seconds: f64,
+    /// About how long the rounds at one point take [default: 6, with --models 60]
+    #[arg(long, value_name = "S")]
+    seconds: Option<f64>,
     /// Where results go; one of the whole grid goes into a directory in it for the kind of machine
     #[arg(long, value_name = "DIR")]
     results: PathBuf,
@@ -87,17 +96,22 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<(), Error> {
     let start = Instant::now();
-    let grid = args.grid();
-    let mut session = Session::open(&args.venv, &grid)?;
+    let (grid, suite) = (args.grid(), if args.models { Suite::Models } else { Suite::Layers });
+    let (threads, is_whole, seconds) = match suite {
+        Suite::Layers => (grid.threads.clone(), grid.is_whole(), 6.0),
+        Suite::Models => (vec![1], !args.quick, 60.0),
+    };
+    let budget = Duration::from_secs_f64(args.seconds.unwrap_or(seconds).clamp(0.1, 600.0));
+    let session = Session::open(&args.venv, &threads)?;
     let machine = Machine::describe(session.context())?;
-    let (versions, mut points) = (session.versions()?, Vec::new());
-    for &shape in &grid.shapes {
-        points.extend(session.points(shape, Duration::from_secs_f64(args.seconds.clamp(0.1, 600.0)))?);
-    }
-    let ratios = targets::ratios(&points, &grid.threads);
-    let directory =
-        if grid.is_whole() { args.results.join(machine.kind()) } else { args.partial_results.clone() };
-    let results = Results { machine, versions, threads: grid.threads, points, ratios };
+    let versions = session.versions()?;
+    let points = match suite {
+        Suite::Layers => layers::points(&session, &grid, budget)?,
+        Suite::Models => models::points(&session, &args.model_files, args.quick, budget)?,
+    };
+    let ratios = targets::ratios(&points, &threads);
+    let directory = if is_whole { args.results.join(machine.kind()) } else { args.partial_results.clone() };
+    let results = Results { suite, machine, versions, threads, points, ratios };
     report::write(&results, &directory)?;
     eprintln!("{} in {:.0} s", directory.display(), start.elapsed().as_secs_f64());
     Ok(())

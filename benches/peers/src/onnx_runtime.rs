@@ -1,9 +1,9 @@
-//! ONNX Runtime, called within this process through the shared library in its wheel. It is given the merged weight as a
-//! constant, every optimisation it has, and buffers bound once.
+//! ONNX Runtime, called within this process through the shared library in its wheel. It is given the merged weights as
+//! constants, every optimisation it has, and buffers bound once.
 
 use crate::contender::Call;
 use crate::error::Error;
-use engraft::runtime::Tensor;
+use engraft::runtime::{DType, Tensor};
 use ort::environment::Environment;
 use ort::memory::Allocator;
 use ort::session::builder::GraphOptimizationLevel;
@@ -38,11 +38,17 @@ impl OnnxRuntime {
         Ok(Self { environment })
     }
 
-    /// Loads a model that takes `x` and gives `y` of the shape `[batch, outputs]`.
+    /// Loads a model that takes these inputs, of f32 or i64, and gives `y` of the shape `output`.
     ///
     /// # Errors
     /// The library refuses the model.
-    pub fn load(&self, model: &Path, threads: usize, x: &Tensor, outputs: usize) -> Result<OnnxModel, Error> {
+    pub fn load(
+        &self,
+        model: &Path,
+        threads: usize,
+        inputs: &[(&str, &Tensor)],
+        output: &[usize],
+    ) -> Result<OnnxModel, Error> {
         let session = Session::builder(&self.environment)
             .map_err(failed)?
             .with_optimization_level(GraphOptimizationLevel::All)
@@ -51,14 +57,20 @@ impl OnnxRuntime {
             .map_err(failed)?
             .commit_from_file(model)
             .map_err(failed)?;
-        let batch = x.shape()[0];
-        let input = value::Tensor::from_array((x.shape().to_vec(), x.as_f32()?.to_vec())).map_err(failed)?;
-        let output = value::Tensor::<f32>::new(&Allocator::default(), [batch, outputs]).map_err(failed)?;
         let mut binding = session.create_binding().map_err(failed)?;
-        binding.bind_input("x", &input).map_err(failed)?;
-        let mut bound = output;
-        binding.bind_output("y", &mut bound).map_err(failed)?;
-        Ok(OnnxModel { session, binding, output: bound })
+        for &(name, input) in inputs {
+            let shape = input.shape().to_vec();
+            if input.dtype() == DType::I64 {
+                let ids = value::Tensor::from_array((shape, input.as_i64()?.to_vec())).map_err(failed)?;
+                binding.bind_input(name, &ids).map_err(failed)?;
+            } else {
+                let floats = value::Tensor::from_array((shape, input.as_f32()?.to_vec())).map_err(failed)?;
+                binding.bind_input(name, &floats).map_err(failed)?;
+            }
+        }
+        let mut output = value::Tensor::<f32>::new(&Allocator::default(), output.to_vec()).map_err(failed)?;
+        binding.bind_output("y", &mut output).map_err(failed)?;
+        Ok(OnnxModel { session, binding, output })
     }
 }
 

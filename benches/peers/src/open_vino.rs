@@ -1,9 +1,9 @@
-//! OpenVINO, called within this process through the shared library in its wheel. It is given the merged weight as a
-//! constant, its settings for latency, and buffers set once.
+//! OpenVINO, called within this process through the shared library in its wheel. It is given the merged weights as
+//! constants, its settings for latency, and buffers set once.
 
 use crate::contender::Call;
 use crate::error::Error;
-use engraft::runtime::Tensor;
+use engraft::runtime::{DType, Tensor};
 use openvino::{Core, DeviceType, ElementType, InferRequest, RwPropertyKey, Shape};
 use std::path::Path;
 
@@ -36,7 +36,7 @@ impl OpenVino {
         Ok(Self { core: Core::new().map_err(failed)? })
     }
 
-    /// Loads a model that takes x and gives y of the shape `[batch, outputs]`.
+    /// Loads a model that takes these inputs, of f32 or i64, and gives one output of the shape `output`.
     ///
     /// # Errors
     /// The library refuses the model.
@@ -44,8 +44,8 @@ impl OpenVino {
         &mut self,
         model: &Path,
         threads: usize,
-        x: &Tensor,
-        outputs: usize,
+        inputs: &[(&str, &Tensor)],
+        output: &[usize],
     ) -> Result<OpenVinoModel, Error> {
         let threads = threads.to_string();
         let properties = [
@@ -62,11 +62,20 @@ impl OpenVino {
         let mut compiled = self.core.compile_model(&model, DeviceType::CPU).map_err(failed)?;
         let mut request = compiled.create_infer_request().map_err(failed)?;
 
-        let mut input = openvino::Tensor::new(ElementType::F32, &shape(x.shape())?).map_err(failed)?;
-        input.get_data_mut().map_err(failed)?.copy_from_slice(x.as_f32()?);
-        let output =
-            openvino::Tensor::new(ElementType::F32, &shape(&[x.shape()[0], outputs])?).map_err(failed)?;
-        request.set_input_tensor(&input).map_err(failed)?;
+        for (name, input) in inputs {
+            let tensor = |kind| openvino::Tensor::new(kind, &shape(input.shape())?).map_err(failed);
+            let tensor = if input.dtype() == DType::I64 {
+                let mut ids = tensor(ElementType::I64)?;
+                ids.get_data_mut::<i64>().map_err(failed)?.copy_from_slice(input.as_i64()?);
+                ids
+            } else {
+                let mut floats = tensor(ElementType::F32)?;
+                floats.get_data_mut::<f32>().map_err(failed)?.copy_from_slice(input.as_f32()?);
+                floats
+            };
+            request.set_tensor(name, &tensor).map_err(failed)?;
+        }
+        let output = openvino::Tensor::new(ElementType::F32, &shape(output)?).map_err(failed)?;
         request.set_output_tensor(&output).map_err(failed)?;
         Ok(OpenVinoModel { request, output })
     }

@@ -1,114 +1,35 @@
-//! Ours: the layer as a graph, compiled, loaded and called.
+//! A loaded program of ours with what it is called with. Knows nothing about what it computes.
 
-use crate::contender::{Call, Entry, Who};
+use crate::contender::Call;
 use crate::error::Error;
-use crate::grid::Shape;
-use crate::layer::{ALPHA, Layer};
-use engraft::prelude::*;
-use engraft::runtime::abi::Stage as Arrival;
-use engraft::runtime::{self, Context, Session};
-use std::sync::Arc;
+use engraft::runtime::abi::Stage;
+use engraft::runtime::{DType, Model, Session, Tensor};
 
-/// When A, B and m are known.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Adapter {
-    /// When the adapter is loaded.
-    Frozen,
-    /// In each call.
-    Live,
-}
-
-/// The four programs for a shape. Each serves every batch and any number of threads.
-pub struct Programs {
-    programs: Vec<(Who, Compiled)>,
-}
-
-impl Programs {
-    /// Compiles them.
-    ///
-    /// # Errors
-    /// None that a sound build gives rise to.
-    pub fn new(shape: Shape) -> Result<Self, Error> {
-        let options = Options::default();
-        let merge = Options { merge: true, ..options };
-        let programs = vec![
-            (Who::Dense, compile(&base(shape)?, &options)?),
-            (Who::Dora, compile(&dora(shape, Adapter::Frozen)?, &options)?),
-            (Who::Merged, compile(&dora(shape, Adapter::Frozen)?, &merge)?),
-            (Who::Live, compile(&dora(shape, Adapter::Live)?, &options)?),
-        ];
-        Ok(Self { programs })
-    }
-
-    /// Loads the layer into them.
-    ///
-    /// # Errors
-    /// There is no memory for it.
-    pub fn entries<'a>(
-        &self,
-        layer: &'a Layer,
-        input: &'a runtime::Tensor,
-        context: &Arc<Context>,
-    ) -> Result<Vec<Entry<'a>>, Error> {
-        let entry = |(who, compiled): &(Who, Compiled)| {
-            let contender = Box::new(Loaded::new(compiled, layer, input, context)?);
-            Ok(Entry { who: *who, threads: context.workers.threads(), contender })
-        };
-        self.programs.iter().map(entry).collect()
-    }
-}
-
-fn base(shape: Shape) -> Result<Graph, BuildErrors> {
-    let g = GraphBuilder::new("base");
-    let x = g.input("x", F32, dims!["batch", shape.inputs]);
-    let w = g.param("weight", F32, dims![shape.outputs, shape.inputs]);
-    let bias = g.param("bias", F32, dims![shape.outputs]);
-    g.output("y", x.dense(w, Some(bias)));
-    g.finish()
-}
-
-fn dora(shape: Shape, adapter: Adapter) -> Result<Graph, BuildErrors> {
-    let Shape { inputs, outputs, rank } = shape;
-    let g = GraphBuilder::new("dora");
-    let x = g.input("x", F32, dims!["batch", inputs]);
-    let w = g.param("weight", F32, dims![outputs, inputs]);
-    let bias = g.param("bias", F32, dims![outputs]);
-    let param = |name, shape| {
-        let param = g.param(name, F32, shape);
-        if adapter == Adapter::Live { param.live() } else { param.adapter() }
-    };
-    let (a, b) = (param("lora_A", dims![rank, inputs]), param("lora_B", dims![outputs, rank]));
-    let m = param("magnitude", dims![outputs]);
-    let direction = (w + Tensor::lora_delta(a, b, ALPHA / rank as f64)).normalize(Axis::IN);
-    g.output("y", x.dense(direction.magnitude(m, Axis::OUT), Some(bias)));
-    g.finish()
-}
-
-/// A loaded program with what it is called with.
-struct Loaded<'a> {
+/// It, and a session of its own.
+pub struct Loaded<'a> {
     session: Session,
-    inputs: Vec<&'a runtime::Tensor>,
-    output: [runtime::Tensor; 1],
+    inputs: Vec<&'a Tensor>,
+    output: [Tensor; 1],
 }
 
 impl<'a> Loaded<'a> {
-    fn new(
-        compiled: &Compiled,
-        layer: &'a Layer,
-        input: &'a runtime::Tensor,
-        context: &Arc<Context>,
-    ) -> Result<Self, Error> {
-        let model = compiled.program.load_base(&layer.weights, Arc::clone(context))?;
-        let model = model.load_adapter(&layer.weights)?;
-        let find = |name: &str| {
-            let missing = || Error::NoArray { name: name.to_owned(), place: "the layer".to_owned() };
-            let known = if name == "x" { Some(input) } else { layer.weights.get(name).map(Arc::as_ref) };
-            known.ok_or_else(missing)
-        };
-        let arriving = compiled.program.spec().arriving(Arrival::Call);
-        let inputs = arriving.map(|(_, spec)| find(&spec.name)).collect::<Result<_, _>>()?;
-        let output = [runtime::Tensor::empty(runtime::DType::F32)];
-        Ok(Self { session: model.session(), inputs, output })
+    /// A model with one output, and each of its inputs and live parameters by its name.
+    ///
+    /// # Errors
+    /// There is no such tensor.
+    pub fn new(model: &Model, find: impl Fn(&str) -> Option<&'a Tensor>) -> Result<Self, Error> {
+        let arriving = model.program().spec().arriving(Stage::Call);
+        let found = arriving.map(|(_, spec)| {
+            let missing = || Error::NoArray { name: spec.name.clone(), place: "the workload".to_owned() };
+            find(&spec.name).ok_or_else(missing)
+        });
+        let inputs = found.collect::<Result<_, _>>()?;
+        Ok(Self { session: model.session(), inputs, output: [Tensor::empty(DType::F32)] })
+    }
+
+    /// What it carries from call to call.
+    pub fn session(&mut self) -> &mut Session {
+        &mut self.session
     }
 }
 

@@ -10,11 +10,8 @@ use serde_json::json;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-
-/// Who lives in the Python process.
-const CONTENDERS: [Who; 5] = [Who::Torch, Who::TorchCompiled, Who::Peft, Who::PeftCompiled, Who::PeftCached];
 
 /// A Python process.
 pub struct Python {
@@ -59,26 +56,16 @@ impl Python {
         self.ask(&json!({ "do": "versions" }))
     }
 
-    /// Makes ONNX models of the merged weight in `arrays`, one for each batch, in the arrays' directory.
-    ///
-    /// # Errors
-    /// The process fails.
-    pub fn write_models(&mut self, arrays: &Path, batches: &[usize]) -> Result<Vec<PathBuf>, Error> {
-        self.ask(&json!({ "do": "onnx", "arrays": arrays, "batches": batches }))
+    /// How many threads it has.
+    pub fn threads(&self) -> usize {
+        self.threads
     }
 
-    /// Loads a layer into it.
+    /// Has it do something: the method of its worker that `request` names as `do`, with the rest as arguments.
     ///
     /// # Errors
-    /// The process fails.
-    pub fn load(&mut self, arrays: &Path, rank: usize, alpha: f64, batch: usize) -> Result<(), Error> {
-        let threads = self.threads;
-        self.ask(&json!({
-            "do": "load", "arrays": arrays, "rank": rank, "alpha": alpha, "batch": batch, "threads": threads,
-        }))
-    }
-
-    fn ask<T: DeserializeOwned>(&mut self, request: &serde_json::Value) -> Result<T, Error> {
+    /// It fails, or the process does.
+    pub fn ask<T: DeserializeOwned>(&mut self, request: &serde_json::Value) -> Result<T, Error> {
         let requests = self.requests.as_mut().ok_or_else(|| Error::Pipe(io::ErrorKind::BrokenPipe.into()))?;
         writeln!(requests, "{request}").and_then(|()| requests.flush()).map_err(Error::Pipe)?;
         let mut line = String::new();
@@ -101,10 +88,14 @@ impl Drop for Python {
     }
 }
 
-/// The contenders in this process. The layer must be loaded.
-pub fn entries<'a>(python: &'a RefCell<Python>, directory: &'a Path) -> impl Iterator<Item = Entry<'a>> {
+/// These contenders in this process, whose workload must be loaded. Outputs pass through `directory`.
+pub fn entries<'a>(
+    python: &'a RefCell<Python>,
+    directory: &'a Path,
+    contenders: &[Who],
+) -> impl Iterator<Item = Entry<'a>> {
     let threads = python.borrow().threads;
-    CONTENDERS.into_iter().map(move |who| {
+    contenders.iter().map(move |&who| {
         let contender = Box::new(Remote { who, python, directory });
         Entry { who, threads, contender }
     })

@@ -1,16 +1,46 @@
 //! What a run found out. Knows nothing about how it is shown.
 
 use crate::contender::Who;
-use crate::grid::Shape;
 use crate::machine::Machine;
 use crate::rounds::Times;
 use crate::targets::Ratio;
+use crate::workload::Workload;
 use serde::Serialize;
 use std::collections::BTreeMap;
+
+/// What a run is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suite {
+    /// Single layers.
+    Layers,
+    /// Whole models.
+    Models,
+}
+
+impl Suite {
+    /// What its files are called.
+    pub fn stem(self) -> &'static str {
+        match self {
+            Suite::Layers => "results",
+            Suite::Models => "models",
+        }
+    }
+
+    /// Its heading.
+    pub fn title(self) -> &'static str {
+        match self {
+            Suite::Layers => "Engraft beside its peers",
+            Suite::Models => "Engraft beside its peers: whole models",
+        }
+    }
+}
 
 /// Everything.
 #[derive(Debug, Serialize)]
 pub struct Results {
+    /// What it is about.
+    #[serde(skip)]
+    pub suite: Suite,
     /// Where.
     pub machine: Machine,
     /// The peers' versions.
@@ -23,13 +53,12 @@ pub struct Results {
     pub ratios: Vec<Ratio>,
 }
 
-/// A shape and a batch, with everybody's times.
+/// A workload with everybody's times.
 #[derive(Debug, Serialize)]
 pub struct Point {
-    /// The layer.
-    pub shape: Shape,
-    /// The rows of x.
-    pub batch: usize,
+    /// It.
+    #[serde(flatten)]
+    pub workload: Workload,
     /// Everybody's.
     pub times: Vec<Times>,
     /// What the machine could do at most just then, with one thread.
@@ -46,6 +75,11 @@ pub struct Bounds {
 }
 
 impl Point {
+    /// Whether another point differs in its size only.
+    pub fn is_beside(&self, other: &Point) -> bool {
+        self.workload.subject() == other.workload.subject()
+    }
+
     /// The median of a contender, in microseconds.
     pub fn median(&self, who: Who, threads: usize) -> Option<f64> {
         self.times.iter().find(|times| times.who == who && times.threads == threads).map(|times| times.median)

@@ -1,6 +1,6 @@
 //! Times that are fair to each other. All contenders take turns in one session; a turn is some untimed calls, which wake
-//! its threads and bring its weights back into the caches, then timed ones; and between turns nobody works until the
-//! previous contender's threads have stopped spinning. Knows nothing about who contends.
+//! its threads and bring its weights back into the caches (very long calls need none), then timed ones; and between turns
+//! nobody works until the previous contender's threads have stopped spinning. Knows nothing about who contends.
 
 use crate::contender::{Entry, Turn, Who};
 use crate::error::Error;
@@ -16,6 +16,11 @@ const UNTIMED: Duration = Duration::from_micros(500);
 const MAX_ROUNDS: usize = 41;
 /// Turns that each contender takes, however slow it is.
 const MIN_TURNS: usize = 5;
+
+/// A call as long as this is its own trial.
+const LONG: Duration = Duration::from_millis(20);
+/// A call as long as this needs no untimed one before it: reading weights back into caches is no hundredth of it.
+const LONGER: Duration = Duration::from_millis(500);
 
 /// How often the processor's clock is looked at while waiting for quiet.
 const GLANCE: Duration = Duration::from_millis(1);
@@ -77,12 +82,15 @@ pub fn times(entries: &mut [Entry], budget: Duration) -> Result<Vec<Times>, Erro
 impl Progress {
     /// Finds out how long a call takes, and so how many make a turn.
     fn begin(entry: &mut Entry, share: Duration) -> Result<Self, Error> {
-        let trial = Turn { untimed: 2, timed: 3 };
-        let times = entry.contender.turn(trial)?;
+        let mut times = entry.contender.turn(Turn { untimed: 0, timed: 1 })?;
+        if times.iter().all(|&ns| u128::from(ns) < LONG.as_nanos()) {
+            times = entry.contender.turn(Turn { untimed: 2, timed: 3 })?;
+        }
         rest();
         let call = Duration::from_nanos(times.into_iter().min().unwrap_or(0).max(100));
         let calls = |time: Duration| time.as_nanos().div_ceil(call.as_nanos()) as u32;
-        let turn = Turn { untimed: calls(UNTIMED), timed: calls(TIMED) };
+        let untimed = if call < LONGER { calls(UNTIMED) } else { 0 };
+        let turn = Turn { untimed, timed: calls(TIMED) };
         let cost = call * (turn.untimed + turn.timed) + GLANCE;
         let wanted = (share.as_nanos() / cost.as_nanos()) as usize;
         Ok(Self { turn, wanted: wanted.clamp(MIN_TURNS, MAX_ROUNDS), medians: Vec::new() })

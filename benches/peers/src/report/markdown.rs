@@ -3,13 +3,13 @@
 use super::plots::Plot;
 use crate::agreement::TOLERANCE;
 use crate::contender::Who;
-use crate::results::{Point, Results};
-use crate::targets::{Bound, Ratio, TARGETS};
+use crate::results::{Point, Results, Suite};
+use crate::targets::{self, Bound, Ratio};
 use std::fmt::Write;
 
 /// The page.
 pub fn page(results: &Results, plots: &[Plot]) -> String {
-    let mut page = String::from("# Engraft beside its peers\n\n");
+    let mut page = format!("# {}\n\n", results.suite.title());
     page +=
         "Written by `benches/peers/run.sh`; its README says what is compared and how. Times are medians of\n";
     let _ =
@@ -47,7 +47,7 @@ fn machine(page: &mut String, results: &Results) {
 fn targets(page: &mut String, results: &Results) {
     *page +=
         "\n## Targets\n\n| measure | target | best | median | worst | met |\n|---|---|---|---|---|---|\n";
-    for target in TARGETS {
+    for target in targets::all() {
         let of_target = || results.ratios.iter().filter(|ratio| ratio.measure == target.measure);
         let mut bounds: Vec<Bound> = Vec::new();
         for ratio in of_target() {
@@ -62,16 +62,17 @@ fn targets(page: &mut String, results: &Results) {
                 Bound::AtLeast(_) => b.value.total_cmp(&a.value),
             });
             let met = ratios.iter().filter(|ratio| ratio.met).count();
-            let mut batches: Vec<_> = ratios.iter().map(|ratio| ratio.batch).collect();
-            batches.sort_unstable();
-            batches.dedup();
-            let batches: Vec<_> = batches.iter().map(ToString::to_string).collect();
+            let mut workloads: Vec<_> = ratios.iter().map(|ratio| ratio.workload).collect();
+            workloads.sort_unstable_by_key(|workload| workload.rows());
+            let mut sizes: Vec<_> = workloads.iter().map(|workload| workload.size()).collect();
+            sizes.dedup();
+            let unit = workloads[0].unit();
             let [best, median, worst] = [0, ratios.len() / 2, ratios.len() - 1].map(|i| ratios[i].value);
             let _ = writeln!(
                 page,
-                "| {}, batch {} | {bound} | {best:.3} | {median:.3} | {worst:.3} | {met} of {} |",
+                "| {}, {unit} {} | {bound} | {best:.3} | {median:.3} | {worst:.3} | {met} of {} |",
                 target.measure,
-                batches.join(", "),
+                sizes.join(", "),
                 ratios.len()
             );
         }
@@ -82,18 +83,25 @@ fn times(page: &mut String, results: &Results) {
     for &threads in &results.threads {
         let plural = if threads == 1 { "" } else { "s" };
         let _ = write!(page, "\n## Microseconds a call, {threads} thread{plural}\n");
-        for points in results.points.chunk_by(|a, b| a.shape == b.shape) {
-            let _ = write!(page, "\n### {}\n\n|  |", points[0].shape);
+        for points in results.points.chunk_by(Point::is_beside) {
+            let _ = write!(page, "\n### {}\n\n|  |", points[0].workload.subject());
             for point in points {
-                let _ = write!(page, " batch {} |", point.batch);
+                let (unit, size) = (point.workload.unit(), point.workload.size());
+                let _ = write!(page, " {unit} {size} |");
             }
             let _ = writeln!(page, "\n|---|{}", "---:|".repeat(points.len()));
-            for who in Who::ALL {
+            let is_there = |who: &Who| points.iter().any(|point| point.median(*who, threads).is_some());
+            for who in Who::ALL.into_iter().filter(is_there).filter(|&who| is_shown(results.suite, who)) {
                 let cells: Vec<_> = points.iter().map(|point| cell(point, who, threads)).collect();
                 let _ = writeln!(page, "| {} | {} |", who.title(), cells.join(" | "));
             }
         }
     }
+}
+
+/// The tile's time means nothing beside the others', nor does that of a read of more than a layer.
+fn is_shown(suite: Suite, who: Who) -> bool {
+    who != Who::Tile && !(who == Who::Read && suite == Suite::Layers)
 }
 
 fn cell(point: &Point, who: Who, threads: usize) -> String {
@@ -106,16 +114,15 @@ fn cell(point: &Point, who: Who, threads: usize) -> String {
 
 fn every_ratio(page: &mut String, results: &Results) {
     *page += "\n## Every ratio that has a target\n\n";
-    *page +=
-        "| measure | layer | batch | threads | ratio | target | met |\n|---|---|---:|---|---:|---|---|\n";
+    *page += "| measure | what | size | threads | ratio | target | met |\n|---|---|---:|---|---:|---|---|\n";
     for ratio in &results.ratios {
         let threads = ratio.threads.map_or("2 and 1".to_owned(), |threads| threads.to_string());
         let _ = writeln!(
             page,
             "| {} | {} | {} | {threads} | {:.3} | {} | {} |",
             ratio.measure,
-            ratio.shape,
-            ratio.batch,
+            ratio.workload.subject(),
+            ratio.workload.size(),
             ratio.value,
             ratio.target,
             if ratio.met { "yes" } else { "no" }

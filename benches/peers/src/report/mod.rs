@@ -9,7 +9,7 @@ use crate::results::Results;
 use std::fs;
 use std::path::Path;
 
-/// Writes `results.json`, `results.md` and the plots that it shows into a directory.
+/// Writes the results as `.json` and `.md`, and the plots that this shows, into a directory.
 ///
 /// # Errors
 /// A file can't be written.
@@ -19,7 +19,8 @@ pub fn write(results: &Results, directory: &Path) -> Result<(), Error> {
         fs::write(&path, content).map_err(|source| Error::File { path, source })
     };
     fs::create_dir_all(directory).map_err(|source| Error::File { path: directory.to_owned(), source })?;
-    write("results.json", serde_json::to_string_pretty(results)? + "\n")?;
+    let stem = results.suite.stem();
+    write(&format!("{stem}.json"), serde_json::to_string_pretty(results)? + "\n")?;
     let plots = plots::draw(results, directory)?;
-    write("results.md", markdown::page(results, &plots))
+    write(&format!("{stem}.md"), markdown::page(results, &plots))
 }

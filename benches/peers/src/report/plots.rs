@@ -1,4 +1,4 @@
-//! The results as plots: time against batch for each shape, and the roofline. SVG files of moderate size.
+//! The results as plots: time against rows for each layer or model, and the roofline of layers. SVG files of moderate size.
 
 use super::style::{
     BLACK, BLUE, DrawError, GREEN, GREY, GRID, INK, Look, ORANGE, PURPLE, SKY, VERMILION, decades, legend,
@@ -6,7 +6,8 @@ use super::style::{
 };
 use crate::contender::Who;
 use crate::error::Error;
-use crate::results::{Bounds, Point, Results};
+use crate::results::{Bounds, Point, Results, Suite};
+use crate::workload::Workload;
 use plotters::coord::combinators::BindKeyPoints;
 use plotters::prelude::*;
 use std::path::Path;
@@ -41,9 +42,9 @@ const TIMES: [Series; 9] = [
     series(&[Who::PeftCached], "PEFT, cached norms", GREY, 2),
     series(&[Who::Torch, Who::TorchCompiled], "PyTorch, merged", ORANGE, 2),
     series(&[Who::OpenVino], "OpenVINO, merged", SKY, 2),
-    series(&[Who::OnnxRuntime], "ONNX Runtime, merged", GREEN, 2),
+    series(&[Who::OnnxRuntime, Who::OnnxRuntimeFused], "ONNX Runtime, merged", GREEN, 2),
     series(&[Who::Live], "Engraft, live norms", INK, 1),
-    series(&[Who::Dense], "Engraft, bare layer", BLACK, 2),
+    series(&[Who::Dense], "Engraft, bare", BLACK, 2),
     series(&[Who::Dora], "Engraft, DoRA", BLUE, 4),
 ];
 
@@ -70,16 +71,29 @@ pub fn draw(results: &Results, directory: &Path) -> Result<Vec<Plot>, Error> {
         plots.push(Plot { title, file });
         Ok::<_, Error>(())
     };
-    for points in results.points.chunk_by(|a, b| a.shape == b.shape) {
-        let shape = points[0].shape;
-        plot(format!("Time of a call: {shape}"), format!("time-{}.svg", shape.slug()), &|path, title| {
+    for points in results.points.chunk_by(Point::is_beside) {
+        let workload = points[0].workload;
+        let file = match workload {
+            Workload::Layer { shape, .. } => format!("time-{}.svg", shape.slug()),
+            Workload::Encode { model, .. } => format!("time-{model}.svg"),
+            // One size, and nobody beside us.
+            Workload::Decode { .. } => continue,
+        };
+        plot(format!("Time of a call: {}", workload.subject()), file, &|path, title| {
             times(path, title, points, &results.threads)
         })?;
     }
-    plot("Roofline, one thread".to_owned(), "roofline.svg".to_owned(), &|path, title| {
-        roofline(path, title, &results.points)
-    })?;
+    if results.suite == Suite::Layers {
+        plot("Roofline, one thread".to_owned(), "roofline.svg".to_owned(), &|path, title| {
+            roofline(path, title, &results.points)
+        })?;
+    }
     Ok(plots)
+}
+
+/// How the axis of rows is called.
+fn rows(workload: Workload) -> &'static str {
+    if matches!(workload, Workload::Layer { .. }) { "batch (rows)" } else { "tokens in all rows" }
 }
 
 /// A panel for each number of threads, over the same range of times.
@@ -90,11 +104,13 @@ fn times(path: &Path, title: &str, points: &[Point], threads: &[usize]) -> Resul
     let below = titled(&root, title)?;
     let (panels_area, legend_area) = below.split_horizontally(PANEL.0 * panels);
     let time = |series: &Series, point: &Point, threads| point.best(series.who, threads);
-    let all = TIMES.iter().flat_map(|series| {
+    let is_there = |series: &&Series| points.iter().any(|point| time(series, point, threads[0]).is_some());
+    let shown: Vec<&Series> = TIMES.iter().filter(is_there).collect();
+    let all = shown.iter().flat_map(|series| {
         points.iter().flat_map(move |point| threads.iter().filter_map(move |&n| time(series, point, n)))
     });
     let (least, largest) = range(all);
-    let batches: Vec<f64> = points.iter().map(|point| point.batch as f64).collect();
+    let batches: Vec<f64> = points.iter().map(|point| point.workload.rows() as f64).collect();
     let (first, last) = range(batches.iter().copied());
     for (area, &threads) in panels_area.split_evenly((1, threads.len())).iter().zip(threads) {
         let caption = if threads == 1 { "1 thread".to_owned() } else { format!("{threads} threads") };
@@ -114,20 +130,20 @@ fn times(path: &Path, title: &str, points: &[Point], threads: &[usize]) -> Resul
             .axis_style(INK)
             .label_style(text(13))
             .axis_desc_style(text(14))
-            .x_desc("batch (rows)")
+            .x_desc(rows(points[0].workload))
             .y_desc("microseconds a call")
             .x_label_formatter(&|batch| format!("{batch}"))
             .y_label_formatter(&|time| short(*time))
             .draw()?;
-        for series in &TIMES {
+        for series in &shown {
             let line: Vec<_> = points
                 .iter()
-                .filter_map(|point| Some((point.batch as f64, time(series, point, threads)?)))
+                .filter_map(|point| Some((point.workload.rows() as f64, time(series, point, threads)?)))
                 .collect();
             chart.draw_series(LineSeries::new(line, series.look.line().filled()).point_size(3))?;
         }
     }
-    let looks: Vec<_> = TIMES.iter().rev().map(|series| series.look).collect();
+    let looks: Vec<_> = shown.iter().rev().map(|series| series.look).collect();
     legend(&legend_area, &looks)?;
     root.present()
 }
@@ -139,9 +155,10 @@ fn roofline(path: &Path, title: &str, points: &[Point]) -> Result<(), DrawError>
     let below = titled(&root, title)?;
     let (area, legend_area) = below.split_horizontally(2 * PANEL.0);
     let place = |series: &Series, point: &Point| {
-        let flops = point.shape.flops(point.batch);
+        let Workload::Layer { shape, batch } = point.workload else { return None };
+        let flops = shape.flops(batch);
         // Flops a microsecond are megaflops a second.
-        Some((flops / point.shape.bytes(point.batch), flops / point.best(series.who, 1)? / 1e3))
+        Some((flops / shape.bytes(batch), flops / point.best(series.who, 1)? / 1e3))
     };
     let all = ROOFLINE.iter().flat_map(|series| points.iter().filter_map(move |point| place(series, point)));
     let bounds = typical(points);
@@ -175,7 +192,7 @@ fn roofline(path: &Path, title: &str, points: &[Point]) -> Result<(), DrawError>
     let line = [first, knee.clamp(first, right), right].map(roof);
     chart.draw_series(LineSeries::new(line, ROOF.line()))?;
     for series in &ROOFLINE {
-        for points in points.chunk_by(|a, b| a.shape == b.shape) {
+        for points in points.chunk_by(Point::is_beside) {
             let line: Vec<_> = points.iter().filter_map(|point| place(series, point)).collect();
             chart.draw_series(LineSeries::new(line, series.look.line().filled()).point_size(3))?;
         }

@@ -1,7 +1,8 @@
 //! The arrays of a layer, the same for everybody, and what it should compute, in f64. Knows nothing about contenders.
 
+use super::Shape;
+use crate::contender::Meaning;
 use crate::error::Error;
-use crate::grid::Shape;
 use engraft::import::safetensors;
 use engraft::runtime::{Tensor, Weights};
 use rand::{Rng, SeedableRng};
@@ -24,15 +25,6 @@ pub struct Layer {
     rows: Vec<f32>,
     /// The merged weight, `m (W + s B A) / norm`, `[out, in]`.
     merged: Vec<f64>,
-}
-
-/// Which weight a contender multiplies by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Meaning {
-    /// W alone.
-    Base,
-    /// With the adapter.
-    Adapted,
 }
 
 impl Layer {

@@ -1,4 +1,4 @@
-//! What is measured: shapes, batches and numbers of threads. Knows nothing about who is measured.
+//! Which layers are measured: shapes, batches and numbers of threads. Knows nothing about who is measured.
 
 use serde::Serialize;
 use std::fmt;

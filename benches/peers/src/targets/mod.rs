@@ -1,9 +1,16 @@
 //! What the times should be, as ratios of each other, and whether they are. Knows nothing about how they came about.
 
-use crate::contender::Who;
-use crate::grid::Shape;
+mod layers;
+mod models;
+
 use crate::results::Point;
+use crate::workload::Workload;
 use serde::Serialize;
+
+/// All targets.
+pub fn all() -> impl Iterator<Item = &'static Target> {
+    layers::TARGETS.iter().chain(&models::TARGETS)
+}
 
 /// A ratio that should be small, or a speedup that should be large.
 #[derive(Clone, Copy)]
@@ -11,7 +18,7 @@ pub struct Target {
     /// What is compared.
     pub measure: &'static str,
     /// Where it applies: `None` where it doesn't, otherwise the bound.
-    bound: fn(Shape, usize) -> Option<Bound>,
+    bound: fn(Workload) -> Option<Bound>,
     /// The ratio at a point with so many threads, if everybody it takes was there.
     ratio: fn(&Point, usize) -> Option<f64>,
     /// At which numbers of threads it is asked.
@@ -64,9 +71,8 @@ pub struct Ratio {
     /// What is compared.
     pub measure: &'static str,
     /// Where.
-    pub shape: Shape,
-    /// Where.
-    pub batch: usize,
+    #[serde(flatten)]
+    pub workload: Workload,
     /// With how many threads; none for the measures that compare numbers of threads.
     pub threads: Option<usize>,
     /// What was measured.
@@ -78,74 +84,12 @@ pub struct Ratio {
     pub met: bool,
 }
 
-/// All targets.
-pub const TARGETS: [Target; 7] = [
-    Target {
-        measure: "DoRA / our bare layer",
-        bound: |_, batch| match batch {
-            1 => Some(Bound::AtMost(1.06)),
-            8.. => Some(Bound::AtMost(1.03)),
-            _ => None,
-        },
-        ratio: |point, threads| Some(point.median(Who::Dora, threads)? / point.median(Who::Dense, threads)?),
-        asked: Asked::Each,
-    },
-    Target {
-        measure: "DoRA / best of ONNX Runtime, OpenVINO, PyTorch",
-        bound: |_, batch| Some(Bound::AtMost(if batch <= 8 { 0.75 } else { 0.93 })),
-        ratio: |point, threads| {
-            let peers = [Who::OnnxRuntime, Who::OpenVino, Who::Torch, Who::TorchCompiled];
-            Some(point.median(Who::Dora, threads)? / point.best(&peers, threads)?)
-        },
-        asked: Asked::Each,
-    },
-    Target {
-        measure: "DoRA / PEFT's, the faster of eager and torch.compile",
-        bound: |_, batch| (batch <= 8).then_some(Bound::AtMost(0.05)),
-        ratio: |point, threads| {
-            let peers = [Who::Peft, Who::PeftCompiled];
-            Some(point.median(Who::Dora, threads)? / point.best(&peers, threads)?)
-        },
-        asked: Asked::Each,
-    },
-    Target {
-        measure: "DoRA, speed with two threads / with one",
-        bound: |_, batch| (batch >= 128).then_some(Bound::AtLeast(1.85)),
-        ratio: |point, _| Some(point.median(Who::Dora, 1)? / point.median(Who::Dora, 2)?),
-        asked: Asked::Both,
-    },
-    Target {
-        measure: "live norms / frozen",
-        bound: |shape, batch| (shape.inputs == 4096 && batch == 128).then_some(Bound::AtMost(1.25)),
-        ratio: |point, threads| Some(point.median(Who::Live, threads)? / point.median(Who::Dora, threads)?),
-        asked: Asked::Each,
-    },
-    Target {
-        measure: "DoRA, flops a second / the same tile's out of L1",
-        bound: |_, batch| (batch >= 32).then_some(Bound::AtLeast(0.95)),
-        ratio: |point, threads| {
-            let seconds = point.median(Who::Dora, threads)? / 1e6;
-            Some(point.shape.flops(point.batch) / seconds / point.bounds.flops_per_second)
-        },
-        asked: Asked::One,
-    },
-    Target {
-        measure: "DoRA, bytes a second / a plain read's",
-        bound: |shape, batch| (shape.inputs == 4096 && batch == 1).then_some(Bound::AtLeast(0.95)),
-        ratio: |point, threads| {
-            let seconds = point.median(Who::Dora, threads)? / 1e6;
-            Some(point.shape.bytes(point.batch) / seconds / point.bounds.bytes_per_second)
-        },
-        asked: Asked::One,
-    },
-];
-
 /// Every ratio that has a target at these points.
 pub fn ratios(points: &[Point], threads: &[usize]) -> Vec<Ratio> {
     let mut ratios = Vec::new();
-    for target in TARGETS {
+    for target in all() {
         for point in points {
-            let Some(bound) = (target.bound)(point.shape, point.batch) else { continue };
+            let Some(bound) = (target.bound)(point.workload) else { continue };
             let asked = match target.asked {
                 Asked::Each => threads.iter().copied().map(Some).collect(),
                 Asked::One => vec![Some(1)],
@@ -153,9 +97,9 @@ pub fn ratios(points: &[Point], threads: &[usize]) -> Vec<Ratio> {
             };
             for threads in asked {
                 if let Some(value) = (target.ratio)(point, threads.unwrap_or(1)) {
-                    let (measure, shape, batch) = (target.measure, point.shape, point.batch);
+                    let (measure, workload) = (target.measure, point.workload);
                     let met = bound.holds(value);
-                    ratios.push(Ratio { measure, shape, batch, threads, value, target: bound, met });
+                    ratios.push(Ratio { measure, workload, threads, value, target: bound, met });
                 }
             }
         }
@@ -167,9 +111,12 @@ pub fn ratios(points: &[Point], threads: &[usize]) -> Vec<Ratio> {
 mod tests {
     use super::{Bound, ratios};
     use crate::contender::Who;
-    use crate::grid::SHAPES;
+    use crate::layers::Shape;
     use crate::results::{Bounds, Point};
     use crate::rounds::Times;
+    use crate::workload::Workload;
+
+    const BOUNDS: Bounds = Bounds { flops_per_second: 1e11, bytes_per_second: 1e10 };
 
     fn times(who: Who, threads: usize, median: f64) -> Times {
         Times { who, threads, median, quartiles: [median; 2], turns: 1, calls: 1 }
@@ -183,10 +130,14 @@ mod tests {
             times(Who::OnnxRuntime, 1, 130.0),
             times(Who::Torch, 1, 208.0),
         ];
-        let bounds = Bounds { flops_per_second: 1e11, bytes_per_second: 1e10 };
-        let points = [1, 4, 8].map(|batch| Point { shape: SHAPES[0], batch, times: times.clone(), bounds });
+        let shape = Shape { inputs: 768, outputs: 768, rank: 8 };
+        let point = |batch| {
+            let workload = Workload::Layer { shape, batch };
+            Point { workload, times: times.clone(), bounds: BOUNDS }
+        };
+        let ratios = ratios(&[1, 4, 8].map(point), &[1, 2]);
         let found: Vec<_> =
-            ratios(&points, &[1, 2]).into_iter().map(|r| (r.batch, r.value, r.target, r.met)).collect();
+            ratios.into_iter().map(|r| (r.workload.rows(), r.value, r.target, r.met)).collect();
         let (against_dense, against_peers) = (1.04, 0.8);
         assert_eq!(
             found,
@@ -196,6 +147,36 @@ mod tests {
                 (1, against_peers, Bound::AtMost(0.75), false),
                 (4, against_peers, Bound::AtMost(0.75), false),
                 (8, against_peers, Bound::AtMost(0.75), false),
+            ]
+        );
+    }
+
+    #[test]
+    fn models_have_targets_of_their_own() {
+        let times = vec![
+            times(Who::Dense, 1, 110.0),
+            times(Who::Dora, 1, 80.0),
+            times(Who::OnnxRuntime, 1, 120.0),
+            times(Who::OnnxRuntimeFused, 1, 110.0),
+            times(Who::OpenVino, 1, 100.0),
+            times(Who::Peft, 1, 400.0),
+            times(Who::Read, 1, 100.0),
+        ];
+        let encode = |(batch, tokens)| Workload::Encode { model: "bert", batch, tokens };
+        let decode = Workload::Decode { model: "llama", past: 64, bytes: 1 };
+        let workloads = [encode((1, 16)), encode((8, 32)), decode];
+        let point = |workload| Point { workload, times: times.clone(), bounds: BOUNDS };
+        let found: Vec<_> = ratios(&workloads.map(point), &[1])
+            .into_iter()
+            .map(|r| (r.workload, r.value, r.target, r.met))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (workloads[0], 0.8, Bound::AtMost(0.9), true),
+                (workloads[1], 0.8, Bound::AtMost(0.9), true),
+                (workloads[0], 0.2, Bound::AtMost(0.1), false),
+                (workloads[2], 1.1, Bound::AtMost(1.15), true),
             ]
         );
     }
