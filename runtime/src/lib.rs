@@ -36,7 +36,8 @@ mod tensor;
 mod workers;
 
 pub use bank::{
-    Adapter, AdapterError, AdapterWeights, Bank, BankError, FormError, LayerWeights, Rows, Runs, Update,
+    Adapter, AdapterError, AdapterWeights, Bank, BankError, CombineError, FormError, LayerWeights, Rows,
+    Runs, Update, in_order, weighted,
 };
 pub use bind::{BindError, Bound, SYMBOL_LIMIT};
 pub use context::{Context, ContextError, KERNELS_VARIABLE, Options};

@@ -3,11 +3,16 @@
 use super::error::CliError;
 use clap::Args;
 use engraft::import::peft::PeftAdapter;
+use engraft::runtime::{AdapterWeights, Bank, in_order};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// How a file of rows says that a row has no adapter.
 const BASE: &str = "-";
+
+/// What stands between adapters that follow each other.
+const AND: char = '+';
 
 /// An adapter, several, or none.
 #[derive(Args)]
@@ -16,7 +21,7 @@ pub struct AdapterArgs {
     /// and again, each with a name
     #[arg(long, value_name = "[NAME=]DIR")]
     adapter: Vec<NamedDirectory>,
-    /// Which adapter each row has: a name a line, `-` for the base alone
+    /// Which adapter each row has: a name a line, `-` for the base alone, `a+b` for a and then b
     #[arg(long, value_name = "FILE", requires = "adapter")]
     rows: Option<PathBuf>,
     /// The weights are what the adapter's initialisation (such as PiSSA) left
@@ -40,9 +45,9 @@ impl FromStr for NamedDirectory {
         let named = text.split_once('=').filter(|(name, _)| !name.contains(['/', '\\']));
         match named {
             None => Ok(Self { name: None, path: text.into() }),
-            Some(("" | BASE, _)) => {
-                Err(format!("expected NAME=DIR with a name other than `{BASE}`, found `{text}`"))
-            }
+            Some((name, _)) if ["", BASE].contains(&name) || name.contains(AND) => Err(format!(
+                "expected NAME=DIR with a name other than `{BASE}` and without `{AND}`, found `{text}`"
+            )),
             Some((name, path)) => Ok(Self { name: Some(name.to_owned()), path: path.into() }),
         }
     }
@@ -69,6 +74,29 @@ pub struct AdapterRows {
 }
 
 impl AdapterRows {
+    /// Loads everything that a row has into a bank: each adapter, and those that follow each other under their joint name.
+    /// `weights` says what one of them does to the model.
+    ///
+    /// # Errors
+    /// One does not fit, or they cannot follow each other.
+    pub fn load<E: Into<CliError>>(
+        &self,
+        bank: &Bank,
+        weights: impl Fn(&Path, &PeftAdapter) -> Result<AdapterWeights, E>,
+    ) -> Result<(), CliError> {
+        let mut each = BTreeMap::new();
+        for (name, path, adapter) in &self.adapters {
+            each.insert(name.as_str(), weights(path, adapter).map_err(Into::into)?);
+        }
+        let wanted: BTreeSet<&String> = self.rows.iter().flatten().collect();
+        for row in wanted {
+            let parts = row.split(AND).filter_map(|name| each.get(name));
+            let joint = in_order(parts).map_err(|source| CliError::Combine { row: row.clone(), source })?;
+            bank.load(row, &joint)?;
+        }
+        Ok(())
+    }
+
     /// Requires one line for each of so many rows.
     ///
     /// # Errors
@@ -115,13 +143,18 @@ impl AdapterArgs {
             .map_err(|source| CliError::Read { path: path.to_owned(), source })?;
         let row = |(line, text): (usize, &str)| match text.trim() {
             BASE => Ok(None),
-            name if adapters.iter().any(|(known, ..)| known == name) => Ok(Some(name.to_owned())),
-            name => Err(CliError::UnknownRow {
-                path: path.to_owned(),
-                line: line + 1,
-                name: name.to_owned(),
-                known: adapters.iter().map(|(name, ..)| name.clone()).collect(),
-            }),
+            row => {
+                let is_known = |name: &&str| adapters.iter().any(|(known, ..)| known == name);
+                let Some(name) = row.split(AND).find(|name| !is_known(name)) else {
+                    return Ok(Some(row.to_owned()));
+                };
+                Err(CliError::UnknownRow {
+                    path: path.to_owned(),
+                    line: line + 1,
+                    name: name.to_owned(),
+                    known: adapters.iter().map(|(name, ..)| name.clone()).collect(),
+                })
+            }
         };
         let rows = text.lines().enumerate().map(row).collect::<Result<_, _>>()?;
         Ok(AdapterRows { adapters, path: path.to_owned(), rows })
@@ -143,9 +176,12 @@ mod tests {
         assert_eq!(read("a=b=c"), Ok(named(Some("a"), "b=c")));
         assert_eq!(read("some/dir"), Ok(named(None, "some/dir")));
         assert_eq!(read("some/a=b"), Ok(named(None, "some/a=b")));
-        for bad in ["=dir", "-=dir"] {
+        for bad in ["=dir", "-=dir", "a+b=dir"] {
             let message = read(bad).unwrap_err();
-            assert_eq!(message, format!("expected NAME=DIR with a name other than `-`, found `{bad}`"));
+            assert_eq!(
+                message,
+                format!("expected NAME=DIR with a name other than `-` and without `+`, found `{bad}`")
+            );
         }
     }
 }

@@ -12,7 +12,9 @@ use engraft::ir::value::EvalError;
 use engraft::ir::{BuildErrors, DimError, TensorType};
 use engraft::pretrained::sampling::SamplingError;
 use engraft::pretrained::{GenerateError, PretrainedError};
-use engraft::runtime::{BankError, CallError, ContextError, LoadError, StateError, TensorError};
+use engraft::runtime::{
+    BankError, CallError, CombineError, ContextError, LoadError, StateError, TensorError,
+};
 use ndarray_npy::WriteNpyError;
 use std::io;
 use std::path::PathBuf;
@@ -144,6 +146,14 @@ pub enum CliError {
         expected: usize,
         /// How many lines there are.
         found: usize,
+    },
+    /// Adapters of a row cannot follow each other.
+    #[error("row `{row}`: {source}")]
+    Combine {
+        /// The row.
+        row: String,
+        /// Why.
+        source: CombineError,
     },
     /// A graph cannot have adapters put on it.
     #[error("{}: {source}", path.display())]

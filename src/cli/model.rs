@@ -124,19 +124,18 @@ impl Model {
     /// # Errors
     /// One does not fit.
     pub fn adapters_on(&self, base: &Base) -> Result<Rows, CliError> {
-        let Some(AdapterRows { adapters, rows, .. }) = &self.rows else { return Ok(Rows::default()) };
+        let Some(rows) = &self.rows else { return Ok(Rows::default()) };
         let bank = Bank::new(base.clone());
-        for (name, path, adapter) in adapters {
+        rows.load(&bank, |path, adapter| -> Result<_, CliError> {
             let fitted = self.architecture.as_ref().map(|architecture| architecture.fit_adapter(adapter));
             let fitted = fitted
                 .transpose()
-                .map_err(|source| CliError::from(PretrainedError::Tensors { path: path.clone(), source }))?;
+                .map_err(|source| PretrainedError::Tensors { path: path.to_owned(), source })?;
             let adapter = fitted.as_ref().map_or(adapter, |(adapter, _)| adapter);
-            let weights = updates(&self.graph, adapter)
-                .map_err(|source| CliError::Attach { path: path.clone(), source: Box::new(source) })?;
-            bank.load(name, &weights)?;
-        }
-        Ok(bank.rows(rows)?)
+            updates(&self.graph, adapter)
+                .map_err(|source| CliError::Attach { path: path.to_owned(), source: Box::new(source) })
+        })?;
+        Ok(bank.rows(&rows.rows)?)
     }
 
     /// The weights of a file, and those that came with the model, which take the place of the file's of the same name.

@@ -41,11 +41,9 @@ impl PretrainedArgs {
         };
         let options = CompileOptions { merge: self.merge, bank: rows.is_some(), ..options };
         let model = model.compile(options)?;
-        if let Some(AdapterRows { adapters, .. }) = &rows {
+        if let Some(rows) = &rows {
             let bank = model.bank()?;
-            for (name, path, adapter) in adapters {
-                bank.runtime().load(name, &bank.updates(path, adapter)?)?;
-            }
+            rows.load(bank.runtime(), |path, adapter| bank.updates(path, adapter))?;
         }
         Ok(Ready { model, rows })
     }
