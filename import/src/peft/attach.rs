@@ -168,6 +168,31 @@ impl fmt::Display for AttachReport {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn attach(graph: &Graph, adapter: &PeftAdapter) -> Result<Attached, AttachError> {
+    let Resolved { graph, adapted, replaced, weights } = resolve(graph, adapter)?;
+    let g = GraphBuilder::edit(graph);
+    for target in &adapted {
+        adapt(&g, &target.module, kind(adapter.config(), target));
+    }
+    for param in &replaced {
+        let _ = g.find(param).adapter();
+    }
+    Ok(Attached { graph: g.finish()?, weights, report: AttachReport { adapted, replaced } })
+}
+
+/// What an adapter is on a graph, before anything is built.
+pub(super) struct Resolved {
+    /// The graph, without what nothing uses.
+    graph: Graph,
+    /// The modules that are adapted, by name.
+    pub(super) adapted: Vec<AdaptedModule>,
+    /// The base's parameters that are replaced.
+    pub(super) replaced: Vec<String>,
+    /// The adapter's tensors and those in place of the base's, under their parameters' names.
+    pub(super) weights: Weights,
+}
+
+/// Finds what an adapter's tensors are on a graph. Each is used, and each module that the config means has its own.
+pub(super) fn resolve(graph: &Graph, adapter: &PeftAdapter) -> Result<Resolved, AttachError> {
     let config = adapter.config();
     if let (Init::Residual(init), false) = (&config.init, adapter.is_on_residual_base()) {
         return Err(AttachError::ResidualBase { init: init.clone() });
@@ -184,15 +209,7 @@ pub fn attach(graph: &Graph, adapter: &PeftAdapter) -> Result<Attached, AttachEr
     let base = Base { graph: &graph, candidates: &candidates, targeted: &targeted };
     let replaced = take_replaced(&base, config, &mut ledger)?;
     let weights = ledger.finish().map_err(AttachError::Unused)?;
-
-    let g = GraphBuilder::edit(graph);
-    for target in &adapted {
-        adapt(&g, &target.module, kind(config, target));
-    }
-    for param in &replaced {
-        let _ = g.find(param).adapter();
-    }
-    Ok(Attached { graph: g.finish()?, weights, report: AttachReport { adapted, replaced } })
+    Ok(Resolved { graph, adapted, replaced, weights })
 }
 
 /// Names of output layers, which PEFT leaves out of "all-linear" if the model is one of Transformers'.
@@ -238,7 +255,7 @@ fn targets(
     Ok(targets)
 }
 
-fn kind(config: &LoraConfig, target: &AdaptedModule) -> Kind {
+pub(super) fn kind(config: &LoraConfig, target: &AdaptedModule) -> Kind {
     Kind { rank: target.rank, scale: target.scale, dora: target.dora, lora_bias: config.lora_bias }
 }
 
