@@ -6,7 +6,7 @@ mod common;
 
 use common::models::{Recorded, data, json as read_json};
 use common::{assert_agree, case, numbers};
-use engraft_import::merge::{MergeError, MergeOptions, MergeReport, merge, unmerge};
+use engraft_import::merge::{MergeError, MergeOptions, MergeReport, check, effects, merge, unmerge};
 use engraft_import::models::{Architecture, GraphOptions, ModelDirectory};
 use engraft_import::peft::{LoraConfig, PeftAdapter};
 use engraft_import::safetensors::{FloatType, SafetensorsFile, read_weights, write};
@@ -417,4 +417,50 @@ fn files_that_are_not_the_models_are_refused() {
     let error = merge(place.path(), &[&adapter], &output, default()).unwrap_err();
     assert!(error.to_string().contains("is I64, expected F32, F16 or BF16"), "{error}");
     assert!(!output.exists() && data("peft").exists());
+}
+
+/// What adapters would do is what they do: the norms and the angle of the changes, and the gains.
+#[test]
+fn effects_are_those_of_the_merged_files() {
+    let (base, place) = (directory(&case("gpt2_dora")), tempfile::tempdir().unwrap());
+    let dora = PeftAdapter::open(case("gpt2_dora")).unwrap();
+    let h = "transformer.h.1.attn.c_attn";
+    let tensors =
+        [part(&format!("{h}.lora_A.weight"), &[2, 48]), part(&format!("{h}.lora_B.weight"), &[144, 2])];
+    let lora = adapter(&json!({"target_modules": [h]}), 0.5, &tensors);
+    let directories = ["dora", "lora"].map(|name| place.path().join(name));
+    for (adapter, directory) in [&dora, &lora].into_iter().zip(&directories) {
+        merge(base.path(), &[adapter], directory, default()).unwrap();
+        check(base.path(), &[adapter]).unwrap();
+    }
+    let read = |directory: &Path| read_weights(directory.join("model.safetensors")).unwrap();
+    let (original, merged) = (read(base.path()), directories.each_ref().map(|directory| read(directory)));
+    let gains = read_weights(directories[0].join("engraft/merged.safetensors")).unwrap();
+
+    let effects = effects(base.path(), &[&dora, &lora]).unwrap();
+    assert_eq!(effects.len(), 6);
+    for effect in &effects {
+        let name = format!("{}.weight", effect.module);
+        let find = |weights: &Weights| -> Vec<f64> {
+            let (_, tensor) = weights.iter().find(|(tensor, _)| name.ends_with(tensor)).unwrap();
+            tensor.as_f32().unwrap().iter().map(|&x| x.into()).collect()
+        };
+        let w = find(&original);
+        let dot = |x: &[f64], y: &[f64]| -> f64 { x.iter().zip(y).map(|(x, y)| x * y).sum() };
+        assert!((effect.weight - dot(&w, &w).sqrt()).abs() < 1e-9 * effect.weight);
+        let changes =
+            merged.each_ref().map(|m| find(m).iter().zip(&w).map(|(m, w)| m - w).collect::<Vec<_>>());
+        for (i, j) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let expected = dot(&changes[i], &changes[j]);
+            let size = dot(&w, &w);
+            assert!((effect.products[i][j] - expected).abs() < 1e-5 * size, "{name} {i} {j}: {expected}");
+        }
+        assert_eq!(effect.change(1) > 0.0, effect.module == h);
+        assert_eq!(effect.change(2), 0.0);
+        let gains = gains.get(&format!("0.{}", effect.module)).unwrap().as_f32().unwrap();
+        let (least, largest) = effect.gains[0].unwrap();
+        let extreme = |better: fn(f32, f32) -> f32| f64::from(gains.iter().copied().reduce(better).unwrap());
+        assert!((least - extreme(f32::min)).abs() < 1e-6 && (largest - extreme(f32::max)).abs() < 1e-6);
+        assert_eq!(effect.gains[1], None);
+    }
 }

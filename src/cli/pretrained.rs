@@ -1,6 +1,6 @@
 //! The pretrained model that a subcommand is about.
 
-use super::adapter::AdapterArgs;
+use super::adapter_args::AdapterArgs;
 use super::error::CliError;
 use clap::Args;
 use engraft::pretrained::Pretrained;

@@ -1,16 +1,18 @@
 //! Adapters merged into the weights of a model's directory, and taken out of them again: files to files, a tensor at a time.
 //!
-//! `base` is the directory that is read, `change` what becomes of a tensor and how much of it survives rounding, `record`
+//! `base` is the directory that is read, `effect` what adapters would do to it, `change` what becomes of a tensor and how much of it survives rounding, `record`
 //! what a merged directory keeps to be unmerged, `output` the directory that is written, whole or not at all. What an
 //! adapter means is `peft`'s concern; nothing here knows a formula.
 
 mod base;
 mod change;
+mod effect;
 mod error;
 mod output;
 mod record;
 
 pub use change::{MergedTensor, What};
+pub use effect::{Effect, effects};
 pub use error::MergeError;
 
 use crate::peft::{BaseWeight, ComposedModule, Composition, PeftAdapter};
@@ -88,6 +90,17 @@ pub fn merge(
     let composition = base.compose(adapters)?;
     let mut job = Job::new(&base, &composition, options, None);
     job.write(output.as_ref(), Some(&record::fingerprint(adapters)))
+}
+
+/// Whether [`merge`] would begin: the adapters fit the model and each other, and each tensor that they change is there and
+/// theirs alone. What rounding leaves of the change is not looked at.
+///
+/// # Errors
+/// As [`merge`].
+pub fn check(base: impl AsRef<Path>, adapters: &[&PeftAdapter]) -> Result<(), MergeError> {
+    let base = BaseFiles::open(base.as_ref())?;
+    let composition = base.compose(adapters)?;
+    Job::new(&base, &composition, MergeOptions::default(), None).check()
 }
 
 /// Takes adapters out of the weights that [`merge`] put them into, and writes the base again, within rounding: with the
