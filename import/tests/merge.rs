@@ -31,6 +31,7 @@ fn directory(recorded: &Path) -> TempDir {
     fs::copy(recorded.join("base.safetensors"), place.path().join("model.safetensors")).unwrap();
     fs::create_dir(place.path().join("1_Pooling")).unwrap();
     for file in [
+        ".gitattributes",
         "tokenizer.json",
         "LICENSE",
         "1_Pooling/config.json",
@@ -416,7 +417,57 @@ fn files_that_are_not_the_models_are_refused() {
     write(&file, &[&without[..], &[(q, whole)]].concat()).unwrap();
     let error = merge(place.path(), &[&adapter], &output, default()).unwrap_err();
     assert!(error.to_string().contains("is I64, expected F32, F16 or BF16"), "{error}");
+    let named = [&without[..], &[(q, (**weights.get(q).unwrap()).clone())]].concat();
+    let twice = [
+        &named[..],
+        &[("model.model.layers.0.self_attn.q_proj.weight", Tensor::f32(&[1], vec![1.0]).unwrap())],
+    ];
+    write(&file, &twice.concat()).unwrap();
+    assert!(merge(place.path(), &[&adapter], &output, default()).is_ok(), "that is no name of the model's");
+    fs::remove_dir_all(&output).unwrap();
+    let whole = fs::read(case("llama_dora").join("base.safetensors")).unwrap();
+    fs::write(&file, &whole[..whole.len() - 1]).unwrap();
+    let error = merge(place.path(), &[&adapter], &output, default()).unwrap_err();
+    assert!(matches!(error, MergeError::Safetensors(_) | MergeError::Directory(_)), "{error}");
+    fs::write(&file, &whole).unwrap();
+    fs::write(place.path().join("modules.json"), "{").unwrap();
+    let error = merge(place.path(), &[&adapter], &output, default()).unwrap_err();
+    assert!(matches!(error, MergeError::Sentence(_)), "{error}");
     assert!(!output.exists() && data("peft").exists());
+}
+
+/// A checkpoint with the same parameter under two names, and one with a row that DoRA cannot normalise.
+#[test]
+fn weights_that_mean_two_things_or_none_are_refused() {
+    let place = directory(&case("bert_dora"));
+    let (file, output) = (place.path().join("model.safetensors"), place.path().join("out"));
+    let adapter = PeftAdapter::open(case("bert_dora")).unwrap();
+    let weights = read_weights(case("bert_dora").join("base.safetensors")).unwrap();
+    let mut all: Vec<_> = weights.iter().map(|(name, tensor)| (name, (**tensor).clone())).collect();
+    let query = "encoder.layer.0.attention.self.query.weight";
+    let wrapped = format!("bert.{query}");
+    all.push((&wrapped, (**weights.get(query).unwrap()).clone()));
+    write(&file, &all).unwrap();
+    let error = merge(place.path(), &[&adapter], &output, default()).unwrap_err();
+    assert!(matches!(error, MergeError::Twice { .. }), "{error}");
+    all.pop();
+    let infinite = Tensor::f32(&[48, 48], vec![f32::INFINITY; 48 * 48]).unwrap();
+    all.iter_mut().find(|(name, _)| *name == query).unwrap().1 = infinite;
+    write(&file, &all).unwrap();
+    let error = merge(place.path(), &[&adapter], &output, default()).unwrap_err();
+    assert!(matches!(error, MergeError::Form(_)), "{error}");
+    assert!(!output.exists());
+}
+
+#[test]
+fn a_directory_with_too_many_files_is_refused() {
+    let place = directory(&case("bert_dora"));
+    for index in 0..10_000 {
+        fs::write(place.path().join(format!("{index}")), "").unwrap();
+    }
+    let adapter = PeftAdapter::open(case("bert_dora")).unwrap();
+    let error = merge(place.path(), &[&adapter], place.path().join("out"), default()).unwrap_err();
+    assert!(matches!(error, MergeError::TooManyFiles { .. }), "{error}");
 }
 
 /// What adapters would do is what they do: the norms and the angle of the changes, and the gains.

@@ -385,3 +385,23 @@ fn what_is_not_finite_is_refused() {
     let error = tiny(Some(f32::INFINITY), 1.0).contents().unwrap_err();
     assert!(error.to_string().contains("`lora_magnitude_vector` has the element inf"), "{error}");
 }
+
+/// What is run is the form, rounded once; what has no room in an `f32` is refused.
+#[test]
+fn a_form_is_rounded_to_be_run() {
+    let form = |adapters: &[&PeftAdapter], w: f32| {
+        let graph = Layer { used: Use::Linear, out: 1, r#in: 1, bias: false }.graph();
+        let composition = Composition::new(&graph, adapters).unwrap();
+        let (module, w) = (&composition.modules[0], [w]);
+        let weight = BaseWeight::new(&module.module, Floats::Values(&w)).unwrap();
+        module.form(&module.gains(&weight).unwrap()).unwrap()
+    };
+    // g = 8 / |2 + 2| = 2, so the second update is divided by 2 inside it.
+    let tensors = form(&[&tiny(Some(8.0), 2.0), &tiny(None, 3.0)], 2.0).tensors().unwrap();
+    let reals = |tensor: &Tensor| tensor.as_f32().unwrap().to_vec();
+    assert_eq!((reals(&tensors.a), tensors.a.shape()), (vec![1.0, 1.0], &[2, 1][..]));
+    assert_eq!((reals(&tensors.b), tensors.b.shape()), (vec![2.0, 1.5], &[1, 2][..]));
+    assert_eq!((tensors.gain.as_ref().map(reals), tensors.shift), (Some(vec![2.0]), None));
+    let error = form(&[&tiny(Some(1e-38), 1.0), &tiny(None, 10.0)], 1.0).tensors().unwrap_err();
+    assert_eq!(error.to_string(), "module `fc`: B has an element that is no finite f32");
+}

@@ -27,7 +27,7 @@ pub(super) struct Beside {
     pub(super) left: Vec<String>,
 }
 
-/// The files of a directory but those of `network`'s tensors.
+/// The files of a directory but those of `network`'s tensors, and but hidden ones.
 pub(super) fn list(directory: &Path, network: &Path) -> Result<Beside, MergeError> {
     let mut beside = Beside { copied: Vec::new(), left: Vec::new() };
     let mut places = vec![(directory.to_owned(), String::new(), 0)];
@@ -45,12 +45,15 @@ pub(super) fn list(directory: &Path, network: &Path) -> Result<Beside, MergeErro
                 beside.left.push(path.display().to_string());
                 continue;
             };
+            if name.starts_with('.') {
+                continue;
+            }
             let inner = format!("{prefix}{name}");
             if path.is_dir() {
                 if name == RECORD_DIRECTORY {
                     continue;
                 }
-                if name.starts_with('.') || depth == DEPTH {
+                if depth == DEPTH {
                     beside.left.push(format!("{inner}/"));
                 } else {
                     places.push((path, format!("{inner}/"), depth + 1));

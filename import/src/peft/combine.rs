@@ -3,7 +3,7 @@
 use super::adapter::{AdapterError, PREFIX, PeftAdapter};
 use super::config::{ConfigError, Init, LoraConfig};
 use super::factors::{Contents, Factors, FactorsError};
-use super::form::{FormError, LinearForm};
+use super::form::{FormError, FormTensors, LinearForm};
 use super::modules::Layer;
 use super::tensors::quoted;
 use engraft_runtime::{Tensor, TensorError, Weights};
@@ -53,12 +53,6 @@ pub enum CombineError {
     /// A module is an embedding to one adapter and a linear layer to another.
     #[error("module `{module}` is an embedding to one adapter and a linear layer to another")]
     Layer {
-        /// The module.
-        module: String,
-    },
-    /// The result is beyond an `f32`.
-    #[error("module `{module}`: B is not finite once it is multiplied by s and the weight")]
-    Overflow {
         /// The module.
         module: String,
     },
@@ -133,19 +127,14 @@ fn insert(
     let form = LinearForm::weighted(module, (first.inputs(), first.outputs()), parts)?;
     let names =
         if embedding { ["lora_embedding_A", "lora_embedding_B"] } else { ["lora_A.weight", "lora_B.weight"] };
-    let (a, b) = ([form.rank(), form.inputs()], [form.outputs(), form.rank()]);
     let name = |part: &str| format!("{PREFIX}{module}.{part}");
-    let round = |numbers: &[f64]| -> Result<Vec<f32>, CombineError> {
-        let rounded: Vec<f32> = numbers.iter().map(|&x| x as f32).collect();
-        let overflow = || CombineError::Overflow { module: module.to_owned() };
-        rounded.iter().all(|x| x.is_finite()).then_some(rounded).ok_or_else(overflow)
-    };
-    tensors.insert(name(names[0]), Tensor::f32(&a, round(form.a())?)?);
-    tensors.insert(name(names[1]), Tensor::f32(&b, round(form.b())?)?);
+    let FormTensors { a, b, shift, .. } = form.tensors()?;
+    tensors.insert(name(names[0]), a);
+    tensors.insert(name(names[1]), b);
     if lora_bias {
         // An adapter without such a bias adds none.
-        let shift = form.shift().map_or_else(|| Ok(vec![0.0; form.outputs()]), round)?;
-        tensors.insert(name("lora_B.bias"), Tensor::f32(&[form.outputs()], shift)?);
+        let none = || Tensor::f32(&[form.outputs()], vec![0.0; form.outputs()]);
+        tensors.insert(name("lora_B.bias"), shift.map_or_else(none, Ok)?);
     }
     Ok(form.rank())
 }

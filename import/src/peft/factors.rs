@@ -39,14 +39,6 @@ pub enum FactorsError {
         /// The element.
         found: f32,
     },
-    /// The scale is infinite or no number.
-    #[error("module `{module}`: the scale s is {found}, expected a finite number")]
-    Scale {
-        /// The module.
-        module: String,
-        /// s.
-        found: f64,
-    },
     /// Tensors of LoRA that belong to no module that the config means, or to another kind of adapter.
     #[error(transparent)]
     Stray(TensorsError),
@@ -182,9 +174,6 @@ impl Factors {
     /// Refuses what is not finite: it would make every weight it touches the same.
     fn checked(self) -> Result<Self, FactorsError> {
         let module = || self.module.clone();
-        if !self.scale.is_finite() {
-            return Err(FactorsError::Scale { module: module(), found: self.scale });
-        }
         let parts = [
             ("lora_A", Some(self.a())),
             ("lora_B", Some(self.b())),

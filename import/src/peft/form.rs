@@ -4,6 +4,7 @@
 use super::factors::Factors;
 use super::modules::{Layer, Module};
 use crate::safetensors::Floats;
+use engraft_runtime::Tensor;
 use thiserror::Error;
 
 /// Why a normal form does not exist or cannot be computed.
@@ -71,6 +72,14 @@ pub enum FormError {
     WeightedDora {
         /// The module.
         module: String,
+    },
+    /// A number of the form is beyond an `f32`.
+    #[error("module `{module}`: {part} has an element that is no finite f32")]
+    Overflow {
+        /// The module.
+        module: String,
+        /// What it is part of.
+        part: &'static str,
     },
     /// A weight of a combination is infinite or no number.
     #[error("module `{module}`: the weight of an adapter is {found}, expected a finite number")]
@@ -340,6 +349,27 @@ impl LinearForm {
         self.shift.as_deref()
     }
 
+    /// The form rounded to `f32`, each number once.
+    ///
+    /// # Errors
+    /// [`FormError::Overflow`].
+    pub fn tensors(&self) -> Result<FormTensors, FormError> {
+        let round = |part: &'static str, shape: &[usize], numbers: &[f64]| {
+            let rounded: Vec<f32> = numbers.iter().map(|&x| x as f32).collect();
+            let tensor = rounded.iter().all(|x| x.is_finite()).then(|| Tensor::f32(shape, rounded).ok());
+            tensor.flatten().ok_or_else(|| FormError::Overflow { module: self.module.clone(), part })
+        };
+        let outputs = |part, numbers: &Option<Vec<f64>>| {
+            numbers.as_ref().map(|numbers| round(part, &[self.outputs], numbers)).transpose()
+        };
+        Ok(FormTensors {
+            a: round("A", &[self.rank, self.inputs], &self.a)?,
+            b: round("B", &[self.outputs, self.rank], &self.b)?,
+            gain: outputs("the gain", &self.gain)?,
+            shift: outputs("the shift of the bias", &self.shift)?,
+        })
+    }
+
     /// What makes rows of W' = g (W + B A), and of W from that.
     ///
     /// # Errors
@@ -352,6 +382,19 @@ impl LinearForm {
         let product = Product::new(self.b.clone(), self.a.clone(), self.rank, weight.transposed);
         Ok(Merger { product, gain: self.gain.clone(), transposed: weight.transposed })
     }
+}
+
+/// A normal form as it is run: rounded to `f32`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FormTensors {
+    /// A `[r, in]`.
+    pub a: Tensor,
+    /// B `[out, r]`, with s in it.
+    pub b: Tensor,
+    /// g `[out]`.
+    pub gain: Option<Tensor>,
+    /// What is added to the base's bias `[out]`.
+    pub shift: Option<Tensor>,
 }
 
 /// Makes merged weights of a base's, a stored row at a time, and undoes it.
