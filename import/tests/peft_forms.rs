@@ -6,8 +6,8 @@ mod common;
 
 use common::{assert_agree, composed, composed_base, numbers, value, values, y};
 use engraft_import::peft::{
-    BaseWeight, ComposeError, Composition, FormError, LoraConfig, PeftAdapter, attach, inner_product,
-    relation, update_norm,
+    BaseWeight, ComposeError, Composition, FormError, LinearForm, LoraConfig, PeftAdapter, attach, combine,
+    inner_product, relation, update_norm,
 };
 use engraft_import::safetensors::{Floats, read_weights};
 use engraft_ir::eval::Values;
@@ -184,6 +184,39 @@ proptest! {
         let largest = theirs.iter().fold(1.0_f64, |largest, y| largest.max(y.abs()));
         for (ours, theirs) in ours.iter().zip(&theirs) {
             prop_assert!((ours - theirs).abs() <= 1e-10 * largest, "{ours} {theirs}");
+        }
+    }
+
+    /// A weighted combination is the sum of the weighted updates, whatever the ranks and scales.
+    #[test]
+    fn weighted_is_the_sum(
+        layer in layer(),
+        parts in proptest::collection::vec((adapter(), -3.0..3.0_f64), 1..4),
+    ) {
+        let make = |(index, (adapter, weight)): (usize, &(Adapter, f64))| {
+            let adapter = Adapter { dora: false, lora_bias: false, ..adapter.clone() };
+            (*weight, layer.adapter(index, &adapter))
+        };
+        let parts: Vec<(f64, PeftAdapter)> = parts.iter().enumerate().map(make).collect();
+        let expected: Array2<f64> = parts.iter().fold(Array2::zeros((layer.out, layer.r#in)), |sum, (w, a)| sum + delta(a) * *w);
+        let factors: Vec<_> =
+            parts.iter().map(|(weight, a)| (*weight, a.contents().unwrap().factors.remove(0))).collect();
+        let weighted: Vec<_> = factors.iter().map(|(weight, factors)| (*weight, factors)).collect();
+        let form = LinearForm::weighted("fc", (layer.r#in, layer.out), &weighted).unwrap();
+        let shaped = |numbers: &[f64], rows, columns| Array2::from_shape_vec((rows, columns), numbers.to_vec()).unwrap();
+        let ours = shaped(form.b(), layer.out, form.rank()).dot(&shaped(form.a(), form.rank(), layer.r#in));
+        let largest = expected.iter().fold(1.0_f64, |largest, x| largest.max(x.abs()));
+        for (ours, theirs) in ours.iter().zip(&expected) {
+            prop_assert!((ours - theirs).abs() <= 1e-12 * largest, "{ours} {theirs}");
+        }
+        // As an adapter's files, where each w s B is rounded to f32 once: r numbers, none of A's larger than 1.
+        let size = |(w, a): &(f64, PeftAdapter)| {
+            w.abs() * a.config().scale("fc").unwrap().abs() * a.config().rank("fc").unwrap() as f64
+        };
+        let bound = f64::from(f32::EPSILON) * parts.iter().map(size).sum::<f64>() + f64::from(f32::MIN_POSITIVE);
+        let combined: Vec<_> = parts.iter().map(|(weight, adapter)| (*weight, adapter)).collect();
+        for (ours, theirs) in delta(&combine(&combined).unwrap()).iter().zip(&expected) {
+            prop_assert!((ours - theirs).abs() <= bound, "{ours} {theirs}");
         }
     }
 

@@ -105,7 +105,10 @@ impl BaseFiles {
     }
 }
 
+/// Writes a file anew: what was copied there may be as read-only as what it was copied from.
 fn write_json(path: &Path, json: &Json) -> Result<(), MergeError> {
+    // If it cannot be removed, writing says why.
+    let _ = fs::remove_file(path);
     let written = fs::write(path, format!("{json:#}\n"));
     written.map_err(|source| MergeError::Io { path: path.to_owned(), source })
 }

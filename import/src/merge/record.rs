@@ -3,7 +3,7 @@
 
 use super::error::MergeError;
 use super::output::{RECORD_DIRECTORY, make};
-use crate::peft::{ComposedModule, PeftAdapter};
+use crate::peft::{ComposedModule, Composition, Factors};
 use crate::safetensors::{SafetensorsFile, write_with_metadata};
 use engraft_runtime::{Tensor, Weights};
 use std::collections::BTreeMap;
@@ -51,7 +51,7 @@ impl Record {
     /// The gains of a module's parts, none of them zero.
     pub(super) fn gains(&self, module: &ComposedModule) -> Result<Vec<Option<Vec<f64>>>, MergeError> {
         let name = || module.module.name.clone();
-        let gain = |(adapter, factors): &(usize, crate::peft::Factors)| {
+        let gain = |(adapter, factors): &(usize, Factors)| {
             if !factors.is_dora() {
                 return Ok(None);
             }
@@ -82,9 +82,9 @@ fn key(adapter: usize, module: &ComposedModule) -> String {
     format!("{adapter}.{}", module.module.name)
 }
 
-/// Tells adapters in their order from others: FNV-1a (64 bits) over each one's config and tensors. No proof against those
-/// who want to deceive, who could as well change the weights.
-pub(super) fn fingerprint(adapters: &[&PeftAdapter]) -> String {
+/// Tells what adapters do, in their order, from what others do: FNV-1a (64 bits) over the numbers that they have for each
+/// module. No proof against those who want to deceive, who could as well change the weights.
+pub(super) fn fingerprint(composition: &Composition) -> String {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut add = |bytes: &[u8]| {
         // The length, too, so that what is beside each other does not run together.
@@ -92,13 +92,21 @@ pub(super) fn fingerprint(adapters: &[&PeftAdapter]) -> String {
             hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }
     };
-    for adapter in adapters {
-        add(adapter.config().json().as_bytes());
-        for (name, tensor) in adapter.tensors().iter() {
-            add(name.as_bytes());
-            let numbers = tensor.as_f32().unwrap_or_default();
-            add(&numbers.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>());
+    let bytes = |numbers: &[f32]| numbers.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
+    for module in &composition.modules {
+        add(module.module.name.as_bytes());
+        for (adapter, factors) in &module.parts {
+            add(&(*adapter as u64).to_le_bytes());
+            add(&factors.scale().to_le_bytes());
+            let rest = [factors.magnitude(), factors.bias_of_b()];
+            for numbers in [factors.a(), factors.b()].into_iter().chain(rest.map(Option::unwrap_or_default)) {
+                add(&bytes(numbers));
+            }
         }
+    }
+    for (param, tensor) in composition.replaced.iter() {
+        add(param.as_bytes());
+        add(&bytes(tensor.as_f32().unwrap_or_default()));
     }
     format!("{hash:016x}")
 }
