@@ -6,12 +6,12 @@ mod common;
 
 use common::{case, data, file, model_directory, reals};
 use engraft::compiler::compilations;
-use engraft::import::peft::{AttachError, PeftAdapter, adaptable, updates};
+use engraft::import::peft::{AttachError, PeftAdapter, adaptable, combine, updates};
 use engraft::import::safetensors::read_weights;
 use engraft::ir::layers::linear;
 use engraft::prelude::*;
 use engraft::pretrained::{CompileOptions, CompiledModel, Pretrained};
-use engraft::runtime::{self, Bank, Context, Weights};
+use engraft::runtime::{self, Bank, Context, Weights, in_order};
 use engraft_testing::assert_close;
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -234,4 +234,39 @@ fn every_recorded_adapter_fits_a_bank() {
         checked.push(name);
     }
     assert!(checked.len() >= 10, "{checked:?}");
+}
+
+/// Adapters that follow each other, and a weighted sum, as PEFT computes them: all of them in one batch.
+#[test]
+fn several_adapters_follow_each_other_on_a_row() {
+    let recorded = data("composed");
+    let g = GraphBuilder::new("mlp");
+    let x = g.input("x", F32, dims!["batch", 6]);
+    g.output("y", linear(linear(x, "fc1", 8, true).relu(), "fc2", 5, true));
+    let graph = adaptable(&g.finish().unwrap()).unwrap();
+    let program = compile(&graph, &Options::default()).unwrap().program;
+    let weights = read_weights(recorded.join("base.safetensors")).unwrap();
+    let context = Context::new(runtime::Options::default()).unwrap();
+    let base = program.load_base(&weights, context).unwrap();
+    let (bank, model) = (Bank::new(base.clone()), base.load_adapter(&Weights::new()).unwrap());
+    let io = read_weights(recorded.join("io.safetensors")).unwrap();
+    let adapter = |name: &str| PeftAdapter::open(recorded.join(name)).unwrap();
+    let cat = combine(&[(0.5, &adapter("l1")), (-1.5, &adapter("l2"))]).unwrap();
+    bank.load("y.cat", &updates(&graph, &cat).unwrap()).unwrap();
+    let mut names = vec![None, Some("y.cat")];
+    for (name, _) in io.iter().filter(|(name, _)| !["x", "y_base", "y.cat"].contains(name)) {
+        let parts: Vec<_> =
+            name.split('.').skip(1).map(|part| updates(&graph, &adapter(part)).unwrap()).collect();
+        bank.load(name, &in_order(&parts).unwrap()).unwrap();
+        names.push(Some(name));
+    }
+    assert_eq!(names.len(), 9);
+    let x = io.get("x").unwrap();
+    let (x_rows, x) = (x.shape()[0], x.as_f32().unwrap());
+    let rows: Vec<_> = names.iter().flat_map(|name| vec![*name; x_rows]).collect();
+    let all = runtime::Tensor::f32(&[rows.len(), 6], x.repeat(names.len())).unwrap();
+    let y = model.session().run_rows(&[("x", &all)], &bank.rows(&rows).unwrap()).unwrap().remove(0).1;
+    for (name, ours) in names.iter().zip(reals(&y).chunks_exact(x_rows * 5)) {
+        assert_close(ours, &reals(io.get(name.unwrap_or("y_base")).unwrap()), ATOL, RTOL);
+    }
 }

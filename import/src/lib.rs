@@ -7,6 +7,7 @@
 
 pub mod gguf;
 mod json;
+pub mod merge;
 pub mod models;
 pub mod peft;
 pub mod safetensors;

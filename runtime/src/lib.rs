@@ -36,8 +36,8 @@ mod tensor;
 mod workers;
 
 pub use bank::{
-    Adapter, AdapterError, AdapterWeights, Bank, BankError, CombineError, FormError, LayerWeights, Rows,
-    Runs, Update, in_order, weighted,
+    Adapter, AdapterError, AdapterWeights, Bank, BankError, FormError, LayerWeights, OrderError, Rows, Runs,
+    Update, in_order,
 };
 pub use bind::{BindError, Bound, SYMBOL_LIMIT};
 pub use context::{Context, ContextError, KERNELS_VARIABLE, Options};

@@ -2,8 +2,9 @@
 
 use engraft::compiler::CompileError;
 use engraft::compiler::check::CheckError;
+use engraft::import::merge::MergeError;
 use engraft::import::models::InputError;
-use engraft::import::peft::{AdapterError, AttachError, ConfigError};
+use engraft::import::peft::{AdapterError, AttachError, CombineError, ConfigError, FactorsError};
 use engraft::import::safetensors::SafetensorsError;
 use engraft::ir::json::JsonError;
 use engraft::ir::sample::SampleError;
@@ -12,9 +13,7 @@ use engraft::ir::value::EvalError;
 use engraft::ir::{BuildErrors, DimError, TensorType};
 use engraft::pretrained::sampling::SamplingError;
 use engraft::pretrained::{GenerateError, PretrainedError};
-use engraft::runtime::{
-    BankError, CallError, CombineError, ContextError, LoadError, StateError, TensorError,
-};
+use engraft::runtime::{BankError, CallError, ContextError, LoadError, OrderError, StateError, TensorError};
 use ndarray_npy::WriteNpyError;
 use std::io;
 use std::path::PathBuf;
@@ -68,6 +67,21 @@ pub enum CliError {
     /// An adapter cannot be read.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// An adapter's tensors do not fit together.
+    #[error(transparent)]
+    Factors(#[from] FactorsError),
+    /// Adapters have no weighted combination.
+    #[error(transparent)]
+    Combine(Box<CombineError>),
+    /// Adapters cannot be merged, or taken out again.
+    #[error(transparent)]
+    Merge(Box<MergeError>),
+    /// There is something where a directory should be written.
+    #[error("{}: there is something already; the output must not exist or be an empty directory", path.display())]
+    OutputExists {
+        /// The output.
+        path: PathBuf,
+    },
     /// The demo's own adapter config cannot be read.
     #[error("the demo's adapter: {0}")]
     Config(#[from] ConfigError),
@@ -149,11 +163,11 @@ pub enum CliError {
     },
     /// Adapters of a row cannot follow each other.
     #[error("row `{row}`: {source}")]
-    Combine {
+    Order {
         /// The row.
         row: String,
         /// Why.
-        source: CombineError,
+        source: OrderError,
     },
     /// A graph cannot have adapters put on it.
     #[error("{}: {source}", path.display())]
@@ -270,6 +284,18 @@ pub enum CliError {
         /// The largest difference, in tolerances.
         worst: f64,
     },
+}
+
+impl From<CombineError> for CliError {
+    fn from(source: CombineError) -> Self {
+        Self::Combine(Box::new(source))
+    }
+}
+
+impl From<MergeError> for CliError {
+    fn from(source: MergeError) -> Self {
+        Self::Merge(Box::new(source))
+    }
 }
 
 impl From<PretrainedError> for CliError {

@@ -2,6 +2,7 @@
 //! failed or an input was bad, 2 it was called wrongly.
 
 mod adapter;
+mod adapter_args;
 mod agreement;
 mod bench;
 mod demo;
@@ -45,6 +46,7 @@ enum Command {
     Embed(embed::Embed),
     Generate(generate::Generate),
     Verify(verify::Verify),
+    Adapter(adapter::Adapter),
 }
 
 /// Runs the command that this process was called with.
@@ -59,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Embed(embed) => embed.run(&mut output),
         Command::Generate(generate) => generate.run(&mut output),
         Command::Verify(verify) => verify.run(&mut output),
+        Command::Adapter(adapter) => adapter.run(&mut output),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,7 +1,7 @@
 //! The model that a subcommand is about: a graph from a file, an adapter on it, and weights by name. Knows nothing about
 //! what is done with them.
 
-use super::adapter::{AdapterArgs, AdapterRows, Adapters};
+use super::adapter_args::{AdapterArgs, AdapterRows, Adapters};
 use super::error::{CliError, Sought};
 use clap::Args;
 use engraft::import::models::{Architecture, GraphOptions};

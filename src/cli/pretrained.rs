@@ -1,6 +1,6 @@
 //! The pretrained model that a subcommand is about.
 
-use super::adapter::{AdapterArgs, AdapterRows, Adapters};
+use super::adapter_args::{AdapterArgs, AdapterRows, Adapters};
 use super::error::CliError;
 use clap::Args;
 use engraft::pretrained::{CompileOptions, CompiledModel, Pretrained};

@@ -5,7 +5,7 @@ use super::Architecture;
 use super::config::{self, ConfigError};
 use super::tensors::{Normalised, TensorsError};
 use crate::json::{parse_object, read_limited};
-use crate::safetensors::{SafetensorsError, read_weights};
+use crate::safetensors::{SafetensorsError, SafetensorsFile};
 use engraft_runtime::Weights;
 use serde_json::{Map, Value as Json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,9 +13,9 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use thiserror::Error;
 
-const CONFIG_FILE: &str = "config.json";
-const TENSORS_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
+pub(crate) const CONFIG_FILE: &str = "config.json";
+pub(crate) const TENSORS_FILE: &str = "model.safetensors";
+pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
 const PICKLE_FILES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
 
 /// The longest config, in bytes; real ones have a few thousand.
@@ -135,18 +135,14 @@ pub struct ModelDirectory {
 impl ModelDirectory {
     /// Opens a directory with a `config.json` and a `model.safetensors`, or a `model.safetensors.index.json` and the
     /// shards it names. Of both, the one file is read, as transformers does. The files are mapped, see
-    /// [`read_weights`].
+    /// [`SafetensorsFile`].
     ///
     /// # Errors
     /// A file is absent or malformed, the config asks for something that is not supported, or the tensors are not those
     /// that the config means; the error names the file and the field or tensor.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, DirectoryError> {
         let path = path.as_ref();
-        let file = path.join(CONFIG_FILE);
-        let text = read(&file, MAX_CONFIG)?;
-        let in_file = |source| DirectoryError::Config { path: file.clone(), source };
-        let config = config::parse(&text).map_err(in_file)?;
-        let architecture = Architecture::from_config(&config).map_err(in_file)?;
+        let (config, architecture) = read_config(path)?;
         let weights = weights(path)?;
         let tensors = architecture.normalise(&weights);
         let tensors = tensors.map_err(|source| DirectoryError::Tensors { path: path.to_owned(), source })?;
@@ -179,6 +175,16 @@ impl ModelDirectory {
     }
 }
 
+/// The `config.json` of a directory, and the model that it describes.
+pub(crate) fn read_config(directory: &Path) -> Result<(Map<String, Json>, Architecture), DirectoryError> {
+    let file = directory.join(CONFIG_FILE);
+    let text = read(&file, MAX_CONFIG)?;
+    let in_file = |source| DirectoryError::Config { path: file.clone(), source };
+    let config = config::parse(&text).map_err(in_file)?;
+    let architecture = Architecture::from_config(&config).map_err(in_file)?;
+    Ok((config, architecture))
+}
+
 /// A file's text.
 fn read(path: &Path, limit: u64) -> Result<String, DirectoryError> {
     let text =
@@ -188,12 +194,23 @@ fn read(path: &Path, limit: u64) -> Result<String, DirectoryError> {
 
 /// Every tensor of the directory.
 fn weights(directory: &Path) -> Result<Weights, DirectoryError> {
+    let mut weights = Weights::new();
+    for file in files(directory)? {
+        for (tensor, data) in file.weights()?.iter() {
+            weights.insert(tensor, data.clone());
+        }
+    }
+    Ok(weights)
+}
+
+/// The files of tensors of a directory, which together hold each tensor once.
+pub(crate) fn files(directory: &Path) -> Result<Vec<SafetensorsFile>, DirectoryError> {
     let (single, index) = (directory.join(TENSORS_FILE), directory.join(INDEX_FILE));
     if single.exists() {
-        return Ok(read_weights(single)?);
+        return Ok(vec![SafetensorsFile::open(single)?]);
     }
     if index.exists() {
-        return sharded(directory, &index);
+        return shards(directory, &index);
     }
     let pickle = PICKLE_FILES.iter().map(|file| directory.join(file)).find(|file| file.exists());
     Err(match pickle {
@@ -202,29 +219,30 @@ fn weights(directory: &Path) -> Result<Weights, DirectoryError> {
     })
 }
 
-/// The tensors of all shards. Each is in the shard that the index says, and there is no other.
-fn sharded(directory: &Path, index: &Path) -> Result<Weights, DirectoryError> {
+/// All shards. Each tensor is in the one that the index says, and there is no other.
+fn shards(directory: &Path, index: &Path) -> Result<Vec<SafetensorsFile>, DirectoryError> {
     let shards = read_index(index)?;
     let files: BTreeSet<&String> = shards.values().collect();
-    let mut weights = Weights::new();
-    for file in files {
+    let open = |file: &String| {
         let shard = directory.join(file);
-        let tensors = read_weights(&shard)?;
-        for (tensor, data) in tensors.iter() {
+        let opened = SafetensorsFile::open(&shard)?;
+        let tensors: BTreeSet<&str> = opened.tensors().map(|tensor| tensor.name).collect();
+        for &tensor in &tensors {
             match shards.get(tensor) {
-                Some(expected) if expected == file => drop(weights.insert(tensor, data.clone())),
+                Some(expected) if expected == file => {}
                 elsewhere => {
                     let (tensor, elsewhere) = (tensor.to_owned(), elsewhere.cloned());
                     return Err(DirectoryError::NotInIndex { shard, tensor, elsewhere });
                 }
             }
         }
-        let here = shards.iter().filter(|(_, expected)| *expected == file);
-        if let Some(tensor) = here.map(|(tensor, _)| tensor).find(|tensor| tensors.get(tensor).is_none()) {
-            return Err(DirectoryError::NotInShard { shard, tensor: tensor.clone() });
+        let mut here = shards.iter().filter(|(_, expected)| *expected == file).map(|(tensor, _)| tensor);
+        match here.find(|tensor| !tensors.contains(tensor.as_str())) {
+            Some(tensor) => Err(DirectoryError::NotInShard { shard, tensor: tensor.clone() }),
+            None => Ok(opened),
         }
-    }
-    Ok(weights)
+    };
+    files.into_iter().map(open).collect()
 }
 
 /// The shard of each tensor.

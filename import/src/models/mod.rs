@@ -19,7 +19,7 @@ mod bert;
 mod blocks;
 mod config;
 mod decoder;
-mod directory;
+pub(crate) mod directory;
 mod encoder;
 mod gpt2;
 mod inputs;
@@ -209,6 +209,11 @@ impl Architecture {
     pub fn normalise(&self, weights: &Weights) -> Result<Normalised, TensorsError> {
         let graph = self.graph(GraphOptions::default())?;
         tensors::normalise(&graph, &self.model.description().naming, weights)
+    }
+
+    /// The name that a checkpoint's tensor has in the graph, if it is one of the graph's parameters.
+    pub fn parameter(&self, tensor: &str) -> String {
+        self.model.description().naming.of(tensor)
     }
 
     /// An adapter as [`attach`](crate::peft::attach) takes it, and the names of its tensors that adapt no part of the

@@ -103,6 +103,11 @@ impl Naming {
         renamed.map_or_else(|| name.to_owned(), |(stem, new)| format!("{stem}{new}"))
     }
 
+    /// The name in the graph of a tensor of a checkpoint.
+    pub(super) fn of(&self, tensor: &str) -> String {
+        self.param(&self.base(tensor))
+    }
+
     /// The name in the graph.
     fn param(&self, base: &str) -> String {
         let prefix = if self.heads.iter().any(|head| matches(head, base)) { "" } else { self.prefix };

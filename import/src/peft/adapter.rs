@@ -8,12 +8,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-const CONFIG_FILE: &str = "adapter_config.json";
-const TENSORS_FILE: &str = "adapter_model.safetensors";
+pub(super) const CONFIG_FILE: &str = "adapter_config.json";
+pub(super) const TENSORS_FILE: &str = "adapter_model.safetensors";
 const PICKLE_FILE: &str = "adapter_model.bin";
 
 /// What PEFT's wrappers put in front of each module's name.
-const PREFIX: &str = "base_model.model.";
+pub(super) const PREFIX: &str = "base_model.model.";
 
 /// The longest config, in bytes; real ones have a few thousand.
 const MAX_CONFIG: u64 = 1 << 24;
@@ -42,6 +42,12 @@ pub enum AdapterError {
         path: PathBuf,
         /// Why.
         source: ConfigError,
+    },
+    /// An adapter is to be written whose config says something else than its text.
+    #[error("{}: a field of the config was changed after it was read, so its text no longer says what it means", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
     },
     /// The tensors are pickled, and unpickling runs whatever code the file holds.
     #[error("{}: pickled tensors are not read; expected {TENSORS_FILE}, which `safe_serialization=True` writes", path.display())]

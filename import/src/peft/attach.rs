@@ -177,9 +177,7 @@ impl fmt::Display for AttachReport {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn attach(graph: &Graph, adapter: &PeftAdapter) -> Result<Attached, AttachError> {
-    let mut graph = graph.clone();
-    graph.prune();
-    let Taken { adapted, replaced, weights } = take(&graph, adapter)?;
+    let Resolved { graph, adapted, replaced, weights } = resolve(graph, adapter)?;
     let g = GraphBuilder::edit(graph);
     for target in &adapted {
         adapt(&g, &target.module, kind(adapter.config(), target));
@@ -190,32 +188,37 @@ pub fn attach(graph: &Graph, adapter: &PeftAdapter) -> Result<Attached, AttachEr
     Ok(Attached { graph: g.finish()?, weights, report: AttachReport { adapted, replaced } })
 }
 
-/// What an adapter means on a graph: every tensor of its file in its place.
-pub(super) struct Taken {
+/// What an adapter is on a graph, before anything is built.
+pub(super) struct Resolved {
+    /// The graph, without what nothing uses.
+    pub(super) graph: Graph,
+    /// The modules that are adapted, by name.
     pub(super) adapted: Vec<AdaptedModule>,
-    /// The base's parameters that the adapter replaces.
+    /// The base's parameters that are replaced.
     pub(super) replaced: Vec<String>,
-    /// A tensor for each parameter of the adapted modules, and for each that is replaced.
+    /// The adapter's tensors and those in place of the base's, under their parameters' names.
     pub(super) weights: Weights,
 }
 
-/// Finds the modules that an adapter means in a graph without dead nodes, and their tensors.
-pub(super) fn take(graph: &Graph, adapter: &PeftAdapter) -> Result<Taken, AttachError> {
+/// Finds what an adapter's tensors are on a graph. Each is used, and each module that the config means has its own.
+pub(super) fn resolve(graph: &Graph, adapter: &PeftAdapter) -> Result<Resolved, AttachError> {
     let config = adapter.config();
     if let (Init::Residual(init), false) = (&config.init, adapter.is_on_residual_base()) {
         return Err(AttachError::ResidualBase { init: init.clone() });
     }
-    let candidates = candidates(graph);
+    let mut graph = graph.clone();
+    graph.prune();
+    let candidates = candidates(&graph);
     let mut ledger = Ledger::new(adapter.tensors());
     let adapted = targets(config, &candidates, &ledger)?;
     for target in &adapted {
         take_parts(target, kind(config, target), &mut ledger)?;
     }
     let targeted = adapted.iter().map(|target| target.module.name.clone()).collect::<BTreeSet<_>>();
-    let base = Base { graph, candidates: &candidates, targeted: &targeted };
+    let base = Base { graph: &graph, candidates: &candidates, targeted: &targeted };
     let replaced = take_replaced(&base, config, &mut ledger)?;
     let weights = ledger.finish().map_err(AttachError::Unused)?;
-    Ok(Taken { adapted, replaced, weights })
+    Ok(Resolved { graph, adapted, replaced, weights })
 }
 
 /// Names of output layers, which PEFT leaves out of "all-linear" if the model is one of Transformers'.
@@ -261,7 +264,7 @@ fn targets(
     Ok(targets)
 }
 
-fn kind(config: &LoraConfig, target: &AdaptedModule) -> Kind {
+pub(super) fn kind(config: &LoraConfig, target: &AdaptedModule) -> Kind {
     Kind { rank: target.rank, scale: target.scale, dora: target.dora, lora_bias: config.lora_bias }
 }
 

@@ -2,7 +2,7 @@
 //! It fails closed, as `attach` does. Knows nothing about how adapters are kept or run.
 
 use super::adapter::PeftAdapter;
-use super::attach::{AttachError, Taken, take};
+use super::attach::{AttachError, Resolved, resolve};
 use super::modules::{Layer, modules};
 use engraft_ir::ops::{Adaptable, Dense, Matmul};
 use engraft_ir::{Graph, GraphBuilder};
@@ -66,9 +66,7 @@ const _: () = assert!(Dense::X == Matmul::A && Dense::X == Adaptable::X);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn updates(graph: &Graph, adapter: &PeftAdapter) -> Result<AdapterWeights, AttachError> {
-    let mut graph = graph.clone();
-    graph.prune();
-    let Taken { adapted, replaced, weights } = take(&graph, adapter)?;
+    let Resolved { graph, adapted, replaced, weights } = resolve(graph, adapter)?;
     let is_adaptable = |module: &str| {
         graph.nodes().any(|node| match node.op() {
             engraft_ir::Op::Adaptable(op) => op.module == module,

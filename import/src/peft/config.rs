@@ -4,6 +4,7 @@
 use super::fields::{Field, Fields, value_error};
 use super::select::{ByPattern, Layers, Names, Pattern, PatternError, Selection, Selector, Targets};
 use serde_json::Value as Json;
+use std::sync::Arc;
 use thiserror::Error;
 
 /// Why a config was refused.
@@ -93,6 +94,8 @@ pub enum Init {
 /// What a LoRA or DoRA adapter says of itself.
 #[derive(Clone, Debug)]
 pub struct LoraConfig {
+    /// What it was read from.
+    json: Arc<str>,
     rank: u64,
     alpha: f64,
     rank_pattern: ByPattern<u64>,
@@ -197,10 +200,10 @@ impl LoraConfig {
         for (name, value) in fields.iter() {
             check_field(name, value)?;
         }
-        Self::from_fields(&fields)
+        Self::from_fields(&fields, json)
     }
 
-    fn from_fields(fields: &Fields) -> Result<Self, ConfigError> {
+    fn from_fields(fields: &Fields, json: &str) -> Result<Self, ConfigError> {
         let use_dora = fields.flag("use_dora")?;
         let lora_bias = fields.flag("lora_bias")?;
         if use_dora && lora_bias {
@@ -208,6 +211,7 @@ impl LoraConfig {
         }
         let modules_to_save = fields.names("modules_to_save")?.unwrap_or_default();
         Ok(Self {
+            json: json.into(),
             rank: fields.required("r", "a positive integer", positive)?,
             alpha: fields.required("lora_alpha", "a number", Json::as_f64)?,
             rank_pattern: fields.by_pattern("rank_pattern", "a positive integer", positive)?,
@@ -220,6 +224,21 @@ impl LoraConfig {
             init: init(fields)?,
             modules_to_save,
         })
+    }
+
+    /// The text that it was read from.
+    pub fn json(&self) -> &str {
+        &self.json
+    }
+
+    /// Whether the fields that can be changed are the same.
+    pub(super) fn says_the_same(&self, other: &Self) -> bool {
+        self.use_rslora == other.use_rslora
+            && self.use_dora == other.use_dora
+            && self.bias == other.bias
+            && self.lora_bias == other.lora_bias
+            && self.init == other.init
+            && self.modules_to_save == other.modules_to_save
     }
 
     /// r of a module.

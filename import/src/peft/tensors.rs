@@ -17,6 +17,20 @@ pub enum TensorsError {
         /// Its shape.
         expected: Vec<u64>,
     },
+    /// There is no such tensor, and its shape is not known.
+    #[error("tensor `{tensor}` is missing")]
+    Absent {
+        /// The name.
+        tensor: String,
+    },
+    /// A tensor has too few dims.
+    #[error("tensor `{tensor}` is {found:?}, which has too few dims")]
+    Dims {
+        /// The name.
+        tensor: String,
+        /// Its shape.
+        found: Vec<usize>,
+    },
     /// A tensor has the wrong shape.
     #[error("tensor `{tensor}` is {found:?}, expected {expected:?}{}", note(*.rank))]
     Shape {
@@ -117,6 +131,31 @@ impl Ledger {
         let (_, tensor) = found.ok_or_else(missing)?;
         self.taken.insert(parameter, tensor);
         Ok(())
+    }
+
+    /// Takes a tensor of which the shape is known in part: `expected` completes it from what is found, and gives nothing
+    /// if that has too few dims. It may have one of several names, the first being the usual one. `rank` is for the error.
+    pub(super) fn take_shaped(
+        &mut self,
+        names: &[String],
+        expected: impl Fn(&[usize]) -> Option<Vec<u64>>,
+        rank: u64,
+    ) -> Result<Arc<Tensor>, TensorsError> {
+        let given = names.iter().find(|name| self.left.contains_key(*name)).or(names.first());
+        let usual = given.cloned().unwrap_or_default();
+        let Some(tensor) = self.left.get(&usual).cloned() else {
+            return Err(TensorsError::Absent { tensor: usual });
+        };
+        let shape = expected(tensor.shape())
+            .ok_or_else(|| TensorsError::Dims { tensor: usual.clone(), found: tensor.shape().to_vec() })?;
+        let rank = Some(rank).filter(|_| shape.len() == 2);
+        self.take(&usual, names, &shape, rank)?;
+        Ok(tensor)
+    }
+
+    /// The names of the tensors that nothing has asked for.
+    pub(super) fn left(&self) -> impl Iterator<Item = &str> {
+        self.left.keys().map(String::as_str)
     }
 
     /// The tensors taken, if none is left.

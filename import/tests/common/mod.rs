@@ -133,3 +133,15 @@ pub fn numbers(name: &str, shape: &[usize]) -> Tensor {
     let data = (0..shape.iter().product()).map(|_| next()).collect();
     Tensor::f32(shape, data).unwrap()
 }
+
+/// A file or directory of what PEFT recorded with several adapters active.
+pub fn composed(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/data/composed").join(name)
+}
+
+/// The base of those.
+pub fn composed_base() -> Graph {
+    let g = GraphBuilder::new("mlp");
+    mlp(&g, (6, 8, 5), true);
+    g.finish().unwrap()
+}

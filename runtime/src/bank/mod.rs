@@ -5,13 +5,13 @@
 //! to the bank meanwhile, and an adapter's memory is free when neither the bank nor a call has it.
 
 mod adapter;
-mod combine;
 mod form;
+mod order;
 mod rows;
 
 pub use adapter::{Adapter, AdapterError, AdapterWeights};
-pub use combine::{CombineError, in_order, weighted};
 pub use form::{FormError, LayerWeights, Update};
+pub use order::{OrderError, in_order};
 pub(crate) use rows::{Piece, Rank};
 pub use rows::{Rows, Runs};
 

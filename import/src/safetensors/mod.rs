@@ -4,11 +4,19 @@
 //! length justifies (twice it, for half-precision floats, which are widened to `f32`). A file is mapped into memory:
 //! tensors stay where they lie in it, unless they are widened or aren't aligned to their elements.
 
+mod floats;
+mod stored;
+
+pub use floats::{FloatType, Floats};
+pub(crate) use stored::{Entry, Writer};
+pub use stored::{SafetensorsFile, StoredTensor};
+
 use engraft_runtime::{DType, MappedFile, Tensor, TensorError, Weights};
 use safetensors::tensor::{Dtype, TensorInfo, View};
-use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::Value as Json;
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::io::{self, Read};
@@ -240,7 +248,7 @@ fn read_header(path: &Path, file: &mut impl Read, length: u64) -> Result<(Header
 /// each has as many bytes as its type and shape say.
 fn check_layout(
     path: &Path,
-    Header(mut tensors): Header,
+    Header { mut tensors, .. }: Header,
     data: u64,
 ) -> Result<Vec<(String, TensorInfo)>, SafetensorsError> {
     tensors.sort_by_key(|(_, info)| info.data_offsets);
@@ -327,13 +335,27 @@ fn decode<const N: usize, T>(bytes: &[u8], element: impl Fn([u8; N]) -> T) -> Re
 /// # Errors
 /// Two tensors have the same name, or the file cannot be written.
 pub fn write(path: impl AsRef<Path>, tensors: &[(&str, Tensor)]) -> Result<(), SafetensorsError> {
+    let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    write_with_metadata(path, &tensors, &BTreeMap::new())
+}
+
+/// Writes tensors and texts, the file's `__metadata__`, as [`write()`] does.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_with_metadata(
+    path: impl AsRef<Path>,
+    tensors: &[(&str, &Tensor)],
+    metadata: &BTreeMap<String, String>,
+) -> Result<(), SafetensorsError> {
     let path = path.as_ref();
     let mut names = BTreeSet::new();
     if let Some((name, _)) = tensors.iter().find(|(name, _)| !names.insert(*name)) {
         return Err(SafetensorsError::Duplicate { path: path.to_owned(), tensor: (*name).to_owned() });
     }
     let views = tensors.iter().map(|(name, tensor)| (*name, Written(tensor)));
-    let bytes = safetensors::serialize(views, None)
+    let texts = metadata.iter().map(|(name, text)| (name.clone(), text.clone())).collect();
+    let bytes = safetensors::serialize(views, Some(texts).filter(|_| !metadata.is_empty()))
         .map_err(|source| SafetensorsError::Write { path: path.to_owned(), source })?;
     replace(path, &bytes).map_err(|source| SafetensorsError::Io { path: path.to_owned(), source })
 }
@@ -381,8 +403,11 @@ impl View for Written<'_> {
     }
 }
 
-/// The header: tensors by name in the order of the file, without the free-form `__metadata__`.
-struct Header(Vec<(String, TensorInfo)>);
+/// The header: tensors by name in the order of the file, and the free-form `__metadata__`, as far as it is text.
+struct Header {
+    tensors: Vec<(String, TensorInfo)>,
+    metadata: BTreeMap<String, String>,
+}
 
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -397,22 +422,35 @@ impl<'de> Deserialize<'de> for Header {
 
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Header, M::Error> {
                 let (mut tensors, mut names) = (Vec::new(), BTreeSet::new());
+                let mut metadata = BTreeMap::new();
                 while let Some(name) = map.next_key::<String>()? {
                     if !names.insert(name.clone()) {
                         return Err(M::Error::custom(format!("there are two tensors `{name}`")));
                     }
                     if name == "__metadata__" {
-                        map.next_value::<IgnoredAny>()?;
+                        let Texts(texts) = map.next_value()?;
+                        metadata = texts;
                         continue;
                     }
                     let info =
                         map.next_value().map_err(|e| M::Error::custom(format!("tensor `{name}`: {e}")))?;
                     tensors.push((name, info));
                 }
-                Ok(Header(tensors))
+                Ok(Header { tensors, metadata })
             }
         }
 
         deserializer.deserialize_map(Entries)
+    }
+}
+
+/// The texts of an object; of anything else that a file has in its place, none.
+struct Texts(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Json::Object(object) = Json::deserialize(deserializer)? else { return Ok(Self(BTreeMap::new())) };
+        let text = |(name, value): (String, Json)| Some((name, value.as_str()?.to_owned()));
+        Ok(Self(object.into_iter().filter_map(text).collect()))
     }
 }

@@ -91,7 +91,7 @@ impl AdapterRows {
         let wanted: BTreeSet<&String> = self.rows.iter().flatten().collect();
         for row in wanted {
             let parts = row.split(AND).filter_map(|name| each.get(name));
-            let joint = in_order(parts).map_err(|source| CliError::Combine { row: row.clone(), source })?;
+            let joint = in_order(parts).map_err(|source| CliError::Order { row: row.clone(), source })?;
             bank.load(row, &joint)?;
         }
         Ok(())
