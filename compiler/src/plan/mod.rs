@@ -157,6 +157,17 @@ impl Plan {
         })
     }
 
+    /// The bytes of a stage's arena, in which values whose lifetimes do not meet share slots; beside them those of all values
+    /// in it, which would be needed if none did. Without the padding of slots to whole cache lines.
+    pub fn scratch(&self, stage: Stage) -> (Dim, Dim) {
+        let sum = |bytes: &mut dyn Iterator<Item = Dim>| bytes.fold(Dim::fixed(0), |sum, bytes| sum + bytes);
+        let in_arena = self.buffers.iter().filter(|buffer| {
+            matches!(buffer.storage, Storage::Arena(_)) && stage_index(buffer.stage) == stage_index(stage)
+        });
+        let slots = &self.arenas[stage_index(stage)];
+        (sum(&mut slots.iter().cloned()), sum(&mut in_arena.map(Buffer::bytes)))
+    }
+
     /// The steps of one stage.
     pub fn steps_at(&self, stage: Stage) -> impl Iterator<Item = (usize, &Step)> {
         self.steps.iter().enumerate().filter(move |(_, step)| step.stage == stage)

@@ -29,6 +29,10 @@ impl fmt::Display for Plan {
             for (slot, bytes) in arena.iter().enumerate() {
                 writeln!(f, "  slot {slot}: {bytes} bytes")?;
             }
+            if arena.len() > 1 {
+                let (shared, apart) = self.scratch(stage);
+                writeln!(f, "  arena: {shared} bytes, for values of {apart} bytes")?;
+            }
             for (index, step) in self.steps_at(stage) {
                 writeln!(f, "  {index} {step}\n    {}", self.cost(step))?;
             }
