@@ -1,7 +1,7 @@
 //! The functions that compiled code calls by name. They unfold batches into blocks, spread the blocks over the workers
 //! and hand each to a kernel; the arithmetic is the kernels'.
 
-use crate::abi::{Attention, Dot, Frame, Linear, Pack, RowNorm};
+use crate::abi::{Attention, Dot, Frame, Linear, Pack, RowNorm, Unary};
 use crate::context::Context;
 use crate::kernels::{AttentionBlock, Block, DotBlock, Mask, NormBlock, VECTORS};
 use crate::panels::{self, LANE, PANEL, Panel};
@@ -19,15 +19,16 @@ const DOT_ROWS: usize = 12;
 /// ```
 /// let names = engraft_runtime::symbols().map(|(name, _)| name);
 /// assert_eq!(names[..3], ["engraft_pack", "engraft_linear", "engraft_dot"]);
-/// assert_eq!(names[3..], ["engraft_row_norm", "engraft_attention", "engraft_mark"]);
+/// assert_eq!(names[3..], ["engraft_row_norm", "engraft_attention", "engraft_unary", "engraft_mark"]);
 /// ```
-pub fn symbols() -> [(&'static str, *const u8); 6] {
+pub fn symbols() -> [(&'static str, *const u8); 7] {
     [
         ("engraft_pack", engraft_pack as *const u8),
         ("engraft_linear", engraft_linear as *const u8),
         ("engraft_dot", engraft_dot as *const u8),
         ("engraft_row_norm", engraft_row_norm as *const u8),
         ("engraft_attention", engraft_attention as *const u8),
+        ("engraft_unary", engraft_unary as *const u8),
         ("engraft_mark", engraft_mark as *const u8),
     ]
 }
@@ -70,7 +71,7 @@ pub unsafe extern "C" fn engraft_linear(frame: *const Frame, linear: *const Line
             if let Some(epilogue) = product.linear.epilogue {
                 let (row, column) = (row.item * product.rows + row.first, panel.first);
                 epilogue(
-                    (*frame).dims,
+                    frame,
                     product.linear.epilogue_buffers,
                     row as u64,
                     (row + block.rows) as u64,
@@ -155,6 +156,17 @@ pub unsafe extern "C" fn engraft_attention(frame: *const Frame, attention: *cons
         // SAFETY: `block` yields each query vector once; the kernels are ones this CPU can run.
         unsafe { (context.kernels.attention)(&shared.get().block(task)) }
     });
+}
+
+/// Computes a function of some floats, on the thread that asks for it: it may be in the midst of an epilogue.
+///
+/// # Safety
+/// `frame` is the frame of the running stage; the pointers of `unary` are valid for the count it gives, and nobody else
+/// touches what is written meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_unary(frame: *const Frame, unary: *const Unary) {
+    // SAFETY: both are the caller's promise; the kernels are ones this CPU can run.
+    unsafe { (context(frame).kernels.unary)(&*unary) }
 }
 
 /// # Safety

@@ -2,15 +2,19 @@
 
 use core::arch::x86_64::{
     __m256, __m256d, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehdup_ps,
-    _mm_movehl_ps, _mm_prefetch, _mm256_add_ps, _mm256_castps_si256, _mm256_castps256_ps128,
-    _mm256_castsi256_ps, _mm256_cvtps_pd, _mm256_extractf128_ps, _mm256_fmadd_pd, _mm256_fmadd_ps,
-    _mm256_loadu_pd, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_set1_ps,
-    _mm256_slli_epi32, _mm256_storeu_pd, _mm256_storeu_ps,
+    _mm_movehl_ps, _mm_prefetch, _mm256_add_ps, _mm256_and_ps, _mm256_blendv_ps, _mm256_castps_si256,
+    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtpd_ps, _mm256_cvtps_pd, _mm256_div_ps,
+    _mm256_extractf128_ps, _mm256_fmadd_pd, _mm256_fmadd_ps, _mm256_fmsub_ps, _mm256_loadu_pd,
+    _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_set_m128, _mm256_set1_epi32,
+    _mm256_set1_pd, _mm256_set1_ps, _mm256_sllv_epi32, _mm256_storeu_pd, _mm256_storeu_ps, _mm256_sub_ps,
+    _mm256_xor_ps,
 };
 
 use super::{
-    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, attention, dot, norm, stream, tile,
+    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, attention, dot, norm, stream,
+    tile, unary,
 };
+use crate::abi::Unary;
 use crate::panels::LANE;
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -20,6 +24,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     dot,
     row_norm,
     attention,
+    unary,
     stream,
 };
 
@@ -45,6 +50,12 @@ unsafe fn row_norm(block: &NormBlock) {
 unsafe fn attention(block: &AttentionBlock) {
     // SAFETY: the block is the caller's promise, the instructions this function's.
     unsafe { attention::attention::<Ymm>(block) }
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn unary(call: &Unary) {
+    // SAFETY: the floats are the caller's promise, the instructions this function's.
+    unsafe { unary::unary::<Ymm>(call) }
 }
 
 #[target_feature(enable = "avx2,fma")]
@@ -141,10 +152,51 @@ impl Lanes for Ymm {
     }
 
     #[inline(always)]
-    unsafe fn to_exponent(self) -> Ymm {
+    unsafe fn sub(self, what: Ymm) -> Ymm {
         // SAFETY: as above.
-        let shift = |half| unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(half))) };
+        unsafe { Ymm(_mm256_sub_ps(self.0, what.0), _mm256_sub_ps(self.1, what.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn square(self) -> [Ymm; 2] {
+        // SAFETY: as above.
+        unsafe {
+            let square = self.mul(self);
+            let rest = _mm256_fmsub_ps(self.0, self.0, square.0);
+            [square, Ymm(rest, _mm256_fmsub_ps(self.1, self.1, square.1))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, by: Ymm) -> Ymm {
+        // SAFETY: as above.
+        unsafe { Ymm(_mm256_div_ps(self.0, by.0), _mm256_div_ps(self.1, by.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn shift_left(self, places: u32) -> Ymm {
+        // SAFETY: as above.
+        let shift = |half| unsafe {
+            let places = _mm256_set1_epi32(places.cast_signed());
+            _mm256_castsi256_ps(_mm256_sllv_epi32(_mm256_castps_si256(half), places))
+        };
         Ymm(shift(self.0), shift(self.1))
+    }
+
+    #[inline(always)]
+    unsafe fn flip_sign(self, by: Ymm) -> Ymm {
+        // SAFETY: as above.
+        let flip = |half, by| unsafe { _mm256_xor_ps(half, _mm256_and_ps(by, _mm256_set1_ps(-0.0))) };
+        Ymm(flip(self.0, by.0), flip(self.1, by.1))
+    }
+
+    #[inline(always)]
+    unsafe fn by_sign(self, negative: Ymm, other: Ymm) -> Ymm {
+        // SAFETY: as above.
+        unsafe {
+            let low = _mm256_blendv_ps(other.0, negative.0, self.0);
+            Ymm(low, _mm256_blendv_ps(other.1, negative.1, self.1))
+        }
     }
 
     #[inline(always)]
@@ -159,16 +211,35 @@ impl Lanes for Ymm {
     }
 
     #[inline(always)]
-    unsafe fn add_squares(self, mut to: Self::Wide) -> Self::Wide {
+    unsafe fn widen(self) -> Self::Wide {
         // SAFETY: as above.
         unsafe {
-            for (half, to) in [self.0, self.1].into_iter().zip(to.as_chunks_mut::<2>().0) {
-                let low = _mm256_cvtps_pd(_mm256_castps256_ps128(half));
-                let high = _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(half));
-                *to = [_mm256_fmadd_pd(low, low, to[0]), _mm256_fmadd_pd(high, high, to[1])];
-            }
+            let halves = [self.0, self.1];
+            let [a, c] = halves.map(|half| _mm256_cvtps_pd(_mm256_castps256_ps128(half)));
+            let [b, d] = halves.map(|half| _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(half)));
+            [a, b, c, d]
         }
-        to
+    }
+
+    #[inline(always)]
+    unsafe fn narrow(wide: Self::Wide) -> Ymm {
+        // SAFETY: as above.
+        unsafe {
+            let [a, b, c, d] = wide.map(|quarter| _mm256_cvtpd_ps(quarter));
+            Ymm(_mm256_set_m128(b, a), _mm256_set_m128(d, c))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn wide(value: f64) -> Self::Wide {
+        // SAFETY: as above.
+        [unsafe { _mm256_set1_pd(value) }; 4]
+    }
+
+    #[inline(always)]
+    unsafe fn wide_mul_add(wide: Self::Wide, by: Self::Wide, to: Self::Wide) -> Self::Wide {
+        // SAFETY: as above.
+        std::array::from_fn(|quarter| unsafe { _mm256_fmadd_pd(wide[quarter], by[quarter], to[quarter]) })
     }
 
     #[inline(always)]
