@@ -1,12 +1,13 @@
 //! Kernels for x86-64 with AVX2 and FMA: a lane is two registers of the sixteen, so a tile of six rows is one lane wide.
 
 use core::arch::x86_64::{
-    __m256, __m256d, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehdup_ps,
-    _mm_movehl_ps, _mm_prefetch, _mm256_add_ps, _mm256_and_ps, _mm256_blendv_ps, _mm256_castps_si256,
-    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtpd_ps, _mm256_cvtps_pd, _mm256_div_ps,
-    _mm256_extractf128_ps, _mm256_fmadd_pd, _mm256_fmadd_ps, _mm256_fmsub_ps, _mm256_loadu_pd,
-    _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_set_m128, _mm256_set1_epi32,
-    _mm256_set1_pd, _mm256_set1_ps, _mm256_sllv_epi32, _mm256_storeu_pd, _mm256_storeu_ps, _mm256_sub_ps,
+    __m256, __m256d, __m256i, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32,
+    _mm_movehdup_ps, _mm_movehl_ps, _mm_prefetch, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps,
+    _mm256_blendv_ps, _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cmpgt_epi32,
+    _mm256_cvtpd_ps, _mm256_cvtps_pd, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_pd, _mm256_fmadd_ps,
+    _mm256_fmsub_ps, _mm256_loadu_pd, _mm256_loadu_ps, _mm256_maskload_ps, _mm256_maskstore_ps,
+    _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_set_m128, _mm256_set1_epi32, _mm256_set1_pd,
+    _mm256_set1_ps, _mm256_setr_epi32, _mm256_sllv_epi32, _mm256_storeu_pd, _mm256_storeu_ps, _mm256_sub_ps,
     _mm256_xor_ps,
 };
 
@@ -67,6 +68,21 @@ unsafe fn stream(from: *const f32, count: usize) -> f32 {
 #[derive(Clone, Copy)]
 pub(super) struct Ymm(__m256, __m256);
 
+/// The masks of the first `count <= 16` floats.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn first(count: usize) -> [__m256i; 2] {
+    // SAFETY: the CPU has the instructions.
+    unsafe {
+        let count = _mm256_set1_epi32(count as i32);
+        let low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        let high = _mm256_add_epi32(low, _mm256_set1_epi32(8));
+        [_mm256_cmpgt_epi32(count, low), _mm256_cmpgt_epi32(count, high)]
+    }
+}
+
 // Every block below has one reason: the CPU has AVX2 and FMA and the pointers are good for the floats that the method
 // names, as its caller promises.
 impl Lanes for Ymm {
@@ -97,27 +113,26 @@ impl Lanes for Ymm {
 
     #[inline(always)]
     unsafe fn load_first(from: *const f32, count: usize) -> Ymm {
-        // SAFETY: as above; the part goes through a whole lane on the stack.
+        // SAFETY: as above; a masked load touches nothing else.
         unsafe {
             if count == LANE {
                 return Ymm::load(from);
             }
-            let mut lane = [0.0; LANE];
-            lane.as_mut_ptr().copy_from_nonoverlapping(from, count);
-            Ymm::load(lane.as_ptr())
+            let [low, high] = first(count);
+            Ymm(_mm256_maskload_ps(from, low), _mm256_maskload_ps(from.wrapping_add(LANE / 2), high))
         }
     }
 
     #[inline(always)]
     unsafe fn store_first(self, to: *mut f32, count: usize) {
-        // SAFETY: as above; the part goes through a whole lane on the stack.
+        // SAFETY: as above; a masked store touches nothing else.
         unsafe {
             if count == LANE {
                 return self.store(to);
             }
-            let mut lane = [0.0; LANE];
-            self.store(lane.as_mut_ptr());
-            to.copy_from_nonoverlapping(lane.as_ptr(), count);
+            let [low, high] = first(count);
+            _mm256_maskstore_ps(to, low, self.0);
+            _mm256_maskstore_ps(to.wrapping_add(LANE / 2), high, self.1);
         }
     }
 
