@@ -93,8 +93,8 @@ pub fn listings(plan: &Plan) -> Result<Vec<Listing>, JitError> {
 /// A JIT module for this machine, with the runtime's kernels linked in.
 fn new_module() -> Result<JITModule, JitError> {
     let mut flags = settings::builder();
-    // The code is emitted as it should run. Cranelift's optimiser would move the constants of exp and its like out of the
-    // loops, more of them than there are registers, and back in as spills.
+    // The code is emitted as it should run. Cranelift's optimiser would move what does not change out of the loops, more of
+    // it than there are registers, and back in as spills.
     flags.set("opt_level", "none")?;
     flags.set("is_pic", "false")?;
     // Both prove the compiler right at a price in time: in debug builds, so in tests.

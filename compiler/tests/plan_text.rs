@@ -140,6 +140,13 @@ fn code_of_a_fused_loop() {
     insta::assert_snapshot!(clif(&graph, "kernel_0_loop"));
 }
 
+/// A function of the runtime's between arithmetic: a chunk of arguments, the call, and a chunk of results.
+#[test]
+fn code_of_a_loop_that_calls() {
+    let graph = on_input("gate", |_, x| x.scale(0.5).silu() * x);
+    insta::assert_snapshot!(clif(&graph, "kernel_0_loop"));
+}
+
 #[test]
 fn code_of_an_epilogue() {
     let graph = on_input("epilogue", |g, x| x.dense(g.param("w", F32, dims![6, 6]), None) + x);

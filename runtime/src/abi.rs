@@ -60,13 +60,13 @@ pub type StageFn = unsafe extern "C" fn(frame: *const Frame) -> u32;
 pub type SizesFn = unsafe extern "C" fn(dims: *const u64, sizes: *mut u64);
 
 /// Compiled elementwise code applied in place to a finished tile of a product (its epilogue): rows `row0..row1` and columns
-/// `col0..col1` of the product's `[batch * rows, out]` output, which is the first of `buffers`; the others it reads. `dims`
-/// are the frame's.
+/// `col0..col1` of the product's `[batch * rows, out]` output, which is the first of `buffers`; the others it reads. `frame`
+/// is that of the running stage.
 ///
 /// Tiles of one product are disjoint and may run on several threads at once, so an epilogue must not write anything
 /// outside its tile.
 pub type TileFn = unsafe extern "C" fn(
-    dims: *const u64,
+    frame: *const Frame,
     buffers: *const *mut u8,
     row0: u64,
     row1: u64,
@@ -296,9 +296,59 @@ pub struct Attention {
     pub y: *mut f32,
 }
 
+/// An elementwise function that is a kernel, because its formula is long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u64)]
+pub enum Function {
+    /// `exp(x)`
+    Exp = 0,
+    /// `tanh(x)`
+    Tanh = 1,
+    /// `1 / (1 + exp(-x))`
+    Sigmoid = 2,
+    /// `x / (1 + exp(-x))`
+    Silu = 3,
+    /// `x (1 + erf(x / √2)) / 2`
+    Gelu = 4,
+    /// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`
+    GeluTanh = 5,
+    /// `sin(x)`, NaN where |x| exceeds 2²⁰.
+    Sin = 6,
+    /// `cos(x)`, NaN where |x| exceeds 2²⁰.
+    Cos = 7,
+}
+
+impl Function {
+    /// Every function.
+    pub const ALL: [Function; 8] = [
+        Function::Exp,
+        Function::Tanh,
+        Function::Sigmoid,
+        Function::Silu,
+        Function::Gelu,
+        Function::GeluTanh,
+        Function::Sin,
+        Function::Cos,
+    ];
+}
+
+/// A function of each of some floats side by side. What comes of one depends neither on the others nor on its place.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Unary {
+    /// Which.
+    pub function: Function,
+    /// How many.
+    pub count: u64,
+    /// `[count]`.
+    pub x: *const f32,
+    /// `[count]`, either x itself or apart from it.
+    pub y: *mut f32,
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Attention, Dot, Fault, Frame, Linear, Pack, RowNorm};
+    use super::{Attention, Dot, Fault, Frame, Function, Linear, Pack, RowNorm, Unary};
     use core::mem::{offset_of, size_of};
 
     /// Code compiled ahead of time carries these numbers: changing one breaks every object file.
@@ -384,6 +434,21 @@ mod tests {
             ],
             [0, 8, 16, 24, 32, 40, 48]
         );
+    }
+
+    #[test]
+    fn the_layout_of_unary_is_the_documented_one() {
+        assert_eq!(
+            [
+                offset_of!(Unary, function),
+                offset_of!(Unary, count),
+                offset_of!(Unary, x),
+                offset_of!(Unary, y),
+                size_of::<Unary>(),
+            ],
+            [0, 8, 16, 24, 32]
+        );
+        assert_eq!(Function::ALL.map(|function| function as u64), [0, 1, 2, 3, 4, 5, 6, 7]);
     }
 
     #[test]

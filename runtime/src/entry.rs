@@ -3,7 +3,7 @@
 
 mod adapted;
 
-use crate::abi::{Attention, Dot, Frame, Linear, NOT_ADAPTABLE, Pack, RowNorm};
+use crate::abi::{Attention, Dot, Frame, Linear, NOT_ADAPTABLE, Pack, RowNorm, Unary};
 use crate::context::Context;
 use crate::kernels::{AttentionBlock, Block, DotBlock, Mask, NormBlock, VECTORS};
 use crate::panels::{self, LANE, PANEL, Panel};
@@ -21,15 +21,16 @@ const DOT_ROWS: usize = 12;
 /// ```
 /// let names = engraft_runtime::symbols().map(|(name, _)| name);
 /// assert_eq!(names[..3], ["engraft_pack", "engraft_linear", "engraft_dot"]);
-/// assert_eq!(names[3..], ["engraft_row_norm", "engraft_attention", "engraft_mark"]);
+/// assert_eq!(names[3..], ["engraft_row_norm", "engraft_attention", "engraft_unary", "engraft_mark"]);
 /// ```
-pub fn symbols() -> [(&'static str, *const u8); 6] {
+pub fn symbols() -> [(&'static str, *const u8); 7] {
     [
         ("engraft_pack", engraft_pack as *const u8),
         ("engraft_linear", engraft_linear as *const u8),
         ("engraft_dot", engraft_dot as *const u8),
         ("engraft_row_norm", engraft_row_norm as *const u8),
         ("engraft_attention", engraft_attention as *const u8),
+        ("engraft_unary", engraft_unary as *const u8),
         ("engraft_mark", engraft_mark as *const u8),
     ]
 }
@@ -156,6 +157,17 @@ pub unsafe extern "C" fn engraft_attention(frame: *const Frame, attention: *cons
     });
 }
 
+/// Computes a function of some floats, on the thread that asks for it: it may be in the midst of an epilogue.
+///
+/// # Safety
+/// `frame` is the frame of the running stage; the pointers of `unary` are valid for the count it gives, and nobody else
+/// touches what is written meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_unary(frame: *const Frame, unary: *const Unary) {
+    // SAFETY: both are the caller's promise; the kernels are ones this CPU can run.
+    unsafe { (context(frame).kernels.unary)(&*unary) }
+}
+
 /// # Safety
 /// `frame` points to the frame of the running stage.
 unsafe fn context<'a>(frame: *const Frame) -> &'a Context {
@@ -223,7 +235,7 @@ impl<'a> Product<'a> {
         // SAFETY: these are finished rows and columns of the product.
         unsafe {
             epilogue(
-                (*frame).dims,
+                frame,
                 self.linear.epilogue_buffers,
                 first as u64,
                 (first + rows) as u64,

@@ -580,7 +580,7 @@ fn norms_neither_cancel_nor_overflow() {
 
 /// Doubles its tile of the product, whose address, rows and columns are the buffers.
 unsafe extern "C" fn double(
-    _: *const u64,
+    _: *const Frame,
     buffers: *const *mut u8,
     row0: u64,
     row1: u64,

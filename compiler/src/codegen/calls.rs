@@ -5,7 +5,7 @@ use crate::plan::kernel::{Attention, Dot, Kernel, Linear, Pack, RowNorm};
 use cranelift_codegen::ir::types::I32;
 use cranelift_codegen::ir::{FuncRef, InstBuilder, StackSlot, StackSlotData, StackSlotKind, Value};
 use engraft_ir::Dim;
-use engraft_runtime::abi;
+use engraft_runtime::abi::{self, Function};
 use std::mem::{align_of, offset_of, size_of};
 
 /// The runtime's entry points, by the kernel they serve.
@@ -18,6 +18,9 @@ pub(super) const DOT: &str = "engraft_dot";
 pub(super) const ROW_NORM: &str = "engraft_row_norm";
 /// See [`PACK`].
 pub(super) const ATTENTION: &str = "engraft_attention";
+
+/// The runtime's entry point that computes an elementwise function.
+pub(super) const UNARY: &str = "engraft_unary";
 
 /// The runtime's entry point that is told when a step has ended.
 pub(super) const MARK: &str = "engraft_mark";
@@ -46,7 +49,7 @@ impl Emit<'_, '_> {
     }
 
     /// A table of addresses on the stack.
-    fn table(&mut self, addresses: &[Value]) -> Value {
+    pub(super) fn table(&mut self, addresses: &[Value]) -> Value {
         let slot = self.slot(StackUse::Table, 8 * addresses.len());
         for (index, &address) in addresses.iter().enumerate() {
             self.b.ins().stack_store(POINTER, address, slot, 8 * index as i32);
@@ -248,6 +251,33 @@ impl Emit<'_, '_> {
         self.set(&fill, offset_of!(abi::Attention, mask), mask);
         self.set(&fill, offset_of!(abi::Attention, y), y);
         self.call_with(entry, frame, &fill);
+    }
+
+    /// Computes a function of `count` floats at x into y, which may be x itself.
+    pub(super) fn call_unary(&mut self, function: Function, count: Value, [x, y]: [Value; 2]) {
+        let Some((entry, frame)) = self.unary else {
+            unreachable!("a function that calls the runtime's is linked to them before it is emitted")
+        };
+        let fill = self.fill::<abi::Unary>();
+        let function = self.int(function as i64);
+        let fields = [
+            (function, offset_of!(abi::Unary, function)),
+            (count, offset_of!(abi::Unary, count)),
+            (x, offset_of!(abi::Unary, x)),
+            (y, offset_of!(abi::Unary, y)),
+        ];
+        for (value, offset) in fields {
+            self.set(&fill, offset, value);
+        }
+        self.call_with(entry, frame, &fill);
+    }
+
+    /// Memory on the stack for what the runtime's functions are given and give; it begins where a cache line does.
+    pub(super) fn scratch(&mut self, bytes: i64) -> Value {
+        const LINE: i64 = abi::ALIGNMENT as i64;
+        let slot = self.slot(StackUse::Scratch, (bytes + LINE) as usize);
+        let end = self.b.ins().stack_addr(POINTER, slot, LINE as i32);
+        self.b.ins().band_imm_s(end, -LINE)
     }
 
     /// A field of the frame.

@@ -2,13 +2,15 @@
 //! dims as machine integers. Knows no kernels.
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
-use cranelift_codegen::ir::types::{F32, F32X4, F64X2, I8X16, I32, I32X4, I64};
+use cranelift_codegen::ir::types::{F32, F32X4, I32, I32X4, I64};
 use cranelift_codegen::ir::{
-    BlockArg, ConstantData, Endianness, InstBuilder, MemFlagsData, StackSlot, Type, Value,
+    BlockArg, ConstantData, FuncRef, InstBuilder, MemFlagsData, StackSlot, Type, Value,
 };
 use cranelift_frontend::FunctionBuilder;
 use engraft_ir::{Dim, Symbol};
+use engraft_runtime::abi::Frame;
 use std::collections::BTreeMap;
+use std::mem::offset_of;
 
 /// The type of a pointer; the runtime refuses targets where it is another.
 pub(super) const POINTER: Type = I64;
@@ -61,11 +63,15 @@ pub(super) enum StackUse {
     Structure,
     /// A table of addresses.
     Table,
+    /// What the runtime's functions are given and give.
+    Scratch,
 }
 
 /// Emits one function.
 pub(super) struct Emit<'a, 'f> {
     pub(super) b: &'a mut FunctionBuilder<'f>,
+    /// What the runtime's functions are called with, and the entry point of the elementwise ones, where there are any.
+    pub(super) unary: Option<(FuncRef, Value)>,
     /// Where the values of the symbols are, and their order.
     dims: Value,
     symbols: &'a [Symbol],
@@ -77,7 +83,13 @@ pub(super) struct Emit<'a, 'f> {
 impl<'a, 'f> Emit<'a, 'f> {
     /// An emitter in the entry block. Symbols are loaded there, so that they are known everywhere.
     pub(super) fn new(b: &'a mut FunctionBuilder<'f>, dims: Value, symbols: &'a [Symbol]) -> Self {
-        Self { b, dims, symbols, loaded: BTreeMap::new(), stack: Vec::new() }
+        Self { b, unary: None, dims, symbols, loaded: BTreeMap::new(), stack: Vec::new() }
+    }
+
+    /// An emitter in the entry block of a function that is given the frame of the running stage.
+    pub(super) fn in_frame(b: &'a mut FunctionBuilder<'f>, frame: Value, symbols: &'a [Symbol]) -> Self {
+        let dims = b.ins().load(I64, memory(), frame, offset_of!(Frame, dims) as i32);
+        Self::new(b, dims, symbols)
     }
 
     pub(super) fn int(&mut self, value: i64) -> Value {
@@ -154,6 +166,22 @@ impl<'a, 'f> Emit<'a, 'f> {
             let offset = e.b.ins().iadd_imm_s(offset, step);
             (e.below(offset, to), offset, next)
         })
+    }
+
+    /// Runs `body` on `count` elements in pieces of `most` at most, and on values that it carries along.
+    pub(super) fn pieces(
+        &mut self,
+        count: Value,
+        most: Value,
+        carried: &[Value],
+        body: impl FnOnce(&mut Self, Value, &[Value]) -> Vec<Value>,
+    ) {
+        self.cycle(count, count, carried, |e, left, carried| {
+            let count = e.b.ins().umin(left, most);
+            let next = body(e, count, carried);
+            let left = e.b.ins().isub(left, count);
+            (left, left, next)
+        });
     }
 
     /// A loop that is tested at its end, so that it costs one branch a round: `body` gets the counter and what is
@@ -284,20 +312,8 @@ impl<'a, 'f> Emit<'a, 'f> {
         }
     }
 
-    /// A number in f64, in both lanes of a vector.
-    pub(super) fn number64(&mut self, width: Width, value: f64) -> Value {
-        match width {
-            Width::Scalar => self.b.ins().f64const(value),
-            Width::Vector => self.pooled_bytes(F64X2, &value.to_le_bytes()),
-        }
-    }
-
     fn pooled(&mut self, ty: Type, lane: u32) -> Value {
-        self.pooled_bytes(ty, &lane.to_le_bytes())
-    }
-
-    fn pooled_bytes(&mut self, ty: Type, lane: &[u8]) -> Value {
-        let lanes = lane.repeat(ty.bytes() as usize / lane.len());
+        let lanes = lane.to_le_bytes().repeat(LANES as usize);
         let constant = self.b.func.dfg.constants.insert(ConstantData::from(lanes.as_slice()));
         self.b.ins().vconst(ty, constant)
     }
@@ -327,12 +343,6 @@ impl<'a, 'f> Emit<'a, 'f> {
         self.b.ins().fdiv(a, b)
     }
 
-    /// `a · b + c`, rounded twice: without a fused instruction the result is the same on every machine.
-    pub(super) fn mul_add(&mut self, a: Value, b: Value, c: Value) -> Value {
-        let product = self.mul(a, b);
-        self.add(product, c)
-    }
-
     /// `if a <condition> b { yes } else { no }`, lane by lane.
     pub(super) fn choose(&mut self, condition: FloatCC, a: Value, b: Value, yes: Value, no: Value) -> Value {
         let mask = self.b.ins().fcmp(condition, a, b);
@@ -350,25 +360,6 @@ impl<'a, 'f> Emit<'a, 'f> {
 
     pub(super) fn as_float(&mut self, width: Width, value: Value) -> Value {
         self.b.ins().bitcast(width.float(), MemFlagsData::new(), value)
-    }
-
-    /// A vector whose first two lanes are another's last two.
-    pub(super) fn upper_half(&mut self, value: Value) -> Value {
-        self.shuffled([value, value], [8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15])
-    }
-
-    /// The first two lanes of each.
-    pub(super) fn halves(&mut self, low: Value, high: Value) -> Value {
-        self.shuffled([low, high], [0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23])
-    }
-
-    /// A vector of these bytes of two.
-    fn shuffled(&mut self, vectors: [Value; 2], bytes: [u8; 16]) -> Value {
-        let order = MemFlagsData::new().with_endianness(Endianness::Little);
-        let [a, b] = vectors.map(|vector| self.b.ins().bitcast(I8X16, order, vector));
-        let mask = self.b.func.dfg.immediates.push(ConstantData::from(bytes.as_slice()));
-        let shuffled = self.b.ins().shuffle(a, b, mask);
-        self.b.ins().bitcast(F32X4, order, shuffled)
     }
 
     /// The four lanes of a vector, combined in pairs; a scalar is itself.

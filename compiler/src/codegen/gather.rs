@@ -6,7 +6,7 @@ use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use engraft_ir::{DType, Dim};
-use engraft_runtime::abi::Fault;
+use engraft_runtime::abi::{Fault, Frame};
 use std::mem::offset_of;
 
 impl Gather {
@@ -23,8 +23,7 @@ impl Emit<'_, '_> {
         gather: &Gather,
         [table, ids]: [Value; 2],
         y: Value,
-        fault: Value,
-        step: Value,
+        [frame, step]: [Value; 2],
     ) {
         let [count, rows, width] = gather.dims().map(|dim| self.dim(dim));
         let id_bytes = gather.ids.bytes() as i64;
@@ -32,7 +31,7 @@ impl Emit<'_, '_> {
             let id = e.load_id(gather.ids, at[0]);
             // As an unsigned number a negative id is beyond any table.
             let is_bad = e.b.ins().icmp(IntCC::UnsignedGreaterThanOrEqual, id, rows);
-            e.fault_if(is_bad, fault, [step, id, rows]);
+            e.fault_if(is_bad, frame, [step, id, rows]);
             vec![e.advance_by(at[0], id_bytes)]
         });
         let row_bytes = self.bytes(width, gather.dtype.bytes());
@@ -58,8 +57,9 @@ impl Emit<'_, '_> {
         }
     }
 
-    fn fault_if(&mut self, condition: Value, fault: Value, [step, found, limit]: [Value; 3]) {
+    fn fault_if(&mut self, condition: Value, frame: Value, [step, found, limit]: [Value; 3]) {
         self.leave_if(condition, |e| {
+            let fault = e.frame_field(frame, offset_of!(Frame, fault));
             let fields = [
                 (step, offset_of!(Fault, step)),
                 (found, offset_of!(Fault, found)),

@@ -1,8 +1,12 @@
 //! Code for `Loop`: nested counted loops with one pointer per access, the innermost axis in several vectors a step, in
 //! vectors and then one by one. Epilogues are the same loop over a tile.
+//!
+//! Functions of the runtime's are called for many elements at once: the innermost axis is run along in chunks, of which
+//! each part of the body that gives a function's argument writes one, the function is called on it, and what follows
+//! reads it.
 
 use super::emit::{Emit, LANES, Width, memory};
-use super::math;
+use super::staged::Staged;
 use crate::plan::kernel::{Access, Expr, Loop};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{F32, I32, I64};
@@ -16,8 +20,14 @@ const UNROLLED: i64 = 4;
 const MAX_UNROLLED_BODY: usize = 16;
 
 /// The most values that are kept in vector registers over the innermost loop. What is left of the sixteen is enough for
-/// the largest of the functions.
+/// the others of a body.
 const MAX_HELD: usize = 6;
+
+/// The most elements of a chunk: enough that a call's own time does not show, and few enough that they stay in cache.
+const CHUNK: usize = 256;
+
+/// The floats on the stack that the chunks of a body's functions share.
+const SCRATCH: usize = 1024;
 
 /// How an access moves along the innermost axis.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -30,11 +40,28 @@ enum Inner {
     Strided,
 }
 
-/// One access of a loop being emitted: pointer, bytes per step along each axis, and how it moves innermost.
+/// One access of a loop being emitted: bytes per step along each axis, and how it moves innermost.
+#[derive(Clone)]
 struct Walk {
-    pointer: Value,
     steps: Vec<Value>,
     inner: Inner,
+}
+
+/// A loop being emitted.
+#[derive(Clone, Copy)]
+struct Nest<'a> {
+    dtype: DType,
+    staged: &'a Staged,
+    /// The reads and the write.
+    walks: &'a [Walk],
+}
+
+/// What is computed at each point: values, each from earlier ones, of which the last is written by the last of the walks.
+#[derive(Clone, Copy)]
+struct Body<'a> {
+    dtype: DType,
+    values: &'a [Expr],
+    walks: &'a [Walk],
 }
 
 /// A piece of the innermost axis: so many vectors, or one element, at an offset in bytes.
@@ -59,13 +86,33 @@ impl Loop {
         let accesses = self.reads.iter().chain(std::iter::once(&self.write));
         self.space.iter().chain(accesses.flat_map(|a| a.strides.iter().chain(std::iter::once(&a.offset))))
     }
+}
 
+impl Body<'_> {
     /// Vectors a step of the innermost axis. Out-of-order execution overlaps the steps of a long body by itself.
-    fn vectors_per_step(&self, walks: &[Walk]) -> i64 {
-        let is_long = |expr: &Expr| matches!(expr, Expr::Unary(function, _) if math::is_long(*function));
-        let is_short = self.body.len() <= MAX_UNROLLED_BODY && !self.body.iter().any(is_long);
-        let is_strided = walks.iter().any(|walk| walk.inner == Inner::Strided);
-        if is_short && !is_strided { UNROLLED } else { 1 }
+    fn vectors_per_step(&self) -> i64 {
+        let is_short = self.values.len() <= MAX_UNROLLED_BODY;
+        if is_short && self.strided().next().is_none() { UNROLLED } else { 1 }
+    }
+
+    /// The accesses that move by a stride, of those that the body has.
+    fn strided(&self) -> impl Iterator<Item = usize> {
+        let write = self.walks.len() - 1;
+        let is_there = move |access| access == write || self.values.contains(&Expr::Load(access));
+        (0..self.walks.len())
+            .filter(move |&access| self.walks[access].inner == Inner::Strided && is_there(access))
+    }
+
+    fn writes_side_by_side(&self) -> bool {
+        self.walks.last().is_some_and(|walk| walk.inner == Inner::Contiguous)
+    }
+
+    /// The access that the body is, without computing anything of it, if its elements lie side by side.
+    fn as_load(&self) -> Option<usize> {
+        match *self.values {
+            [Expr::Load(access)] if self.walks[access].inner == Inner::Contiguous => Some(access),
+            _ => None,
+        }
     }
 }
 
@@ -90,18 +137,20 @@ impl Emit<'_, '_> {
             let is_there = self.b.ins().icmp(IntCC::Equal, read, write);
             self.leave_if(is_there, Emit::return_nothing);
         }
-        let mut walks: Vec<_> = body
-            .reads
-            .iter()
-            .zip(reads)
-            .map(|(access, &buffer)| self.walk(access, buffer, body.dtype, &starts))
-            .collect();
-        walks.push(self.walk(&body.write, write, body.dtype, &starts));
-        let pointers: Vec<_> = walks.iter().map(|walk| walk.pointer).collect();
-        self.nest(body, &walks, &counts, 0, &pointers);
+        let accesses = body.reads.iter().zip(reads).chain([(&body.write, &write)]);
+        let (pointers, walks): (Vec<_>, Vec<_>) =
+            accesses.map(|(access, &buffer)| self.walk(access, buffer, body.dtype, &starts)).unzip();
+        self.nest(Nest { dtype: body.dtype, staged: &Staged::of(body), walks: &walks }, &counts, &pointers);
     }
 
-    fn walk(&mut self, access: &Access, buffer: Value, dtype: DType, starts: &[Option<Value>]) -> Walk {
+    /// The pointer to an access's first element, and how it moves.
+    fn walk(
+        &mut self,
+        access: &Access,
+        buffer: Value,
+        dtype: DType,
+        starts: &[Option<Value>],
+    ) -> (Value, Walk) {
         let element_bytes = Dim::from(dtype.bytes());
         let mut pointer = buffer;
         if access.offset != Dim::fixed(0) {
@@ -122,57 +171,113 @@ impl Emit<'_, '_> {
             Some(1) => Inner::Contiguous,
             _ => Inner::Strided,
         };
-        Walk { pointer, steps, inner }
+        (pointer, Walk { steps, inner })
     }
 
-    fn nest(&mut self, body: &Loop, walks: &[Walk], counts: &[Value], axis: usize, pointers: &[Value]) {
-        if axis + 1 == counts.len() {
-            self.innermost(body, walks, counts[axis], pointers);
+    /// The loops over the axes whose extents these are, the innermost of all among them.
+    fn nest(&mut self, nest: Nest<'_>, counts: &[Value], pointers: &[Value]) {
+        let &[count, ref inner @ ..] = counts else { return };
+        if inner.is_empty() {
+            self.innermost(nest, count, pointers);
             return;
         }
-        self.repeat(counts[axis], pointers, |e, pointers| {
-            e.nest(body, walks, counts, axis + 1, pointers);
-            let moved = pointers.iter().zip(walks).map(|(&p, walk)| e.advance(p, walk.steps[axis]));
-            moved.collect()
+        self.repeat(count, pointers, |e, pointers| {
+            e.nest(nest, inner, pointers);
+            let step = |walk: &Walk| walk.steps[walk.steps.len() - counts.len()];
+            pointers.iter().zip(nest.walks).map(|(&p, walk)| e.advance(p, step(walk))).collect()
         });
     }
 
-    fn innermost(&mut self, body: &Loop, walks: &[Walk], count: Value, pointers: &[Value]) {
-        let writes_vectors = walks.last().is_some_and(|walk| walk.inner == Inner::Contiguous);
-        let start = self.int(0);
-        if body.dtype != DType::F32 || !writes_vectors {
-            let end = self.bytes(count, body.dtype.bytes());
-            let scalar = Piece { width: Width::Scalar, vectors: 1, offset: start };
-            self.run(body, walks, scalar, end, pointers.to_vec());
+    /// The innermost axis, in chunks if functions are called.
+    fn innermost(&mut self, nest: Nest<'_>, count: Value, pointers: &[Value]) {
+        let Nest { dtype, staged, walks } = nest;
+        if staged.calls.is_empty() {
+            self.points(&Body { dtype, values: &staged.rest, walks }, count, pointers);
             return;
         }
-        let unrolled = body.vectors_per_step(walks);
+        // Registers do not outlive a call: pointers are kept in memory, and each part loads those that it uses.
+        let table = self.table(pointers);
+        let chunk = 1 << CHUNK.min(SCRATCH / staged.calls.len()).max(1).ilog2();
+        let bytes = Width::Scalar.bytes() * chunk;
+        let (scratch, most) = (self.scratch(bytes * staged.calls.len() as i64), self.int(chunk));
+        self.pieces(count, most, &[], |e, count, _| {
+            e.chunk(nest, count, table, |e, call| e.advance_by(scratch, bytes * call as i64));
+            for (index, walk) in walks.iter().enumerate().filter(|(_, walk)| walk.inner != Inner::Fixed) {
+                let moved = e.b.ins().imul(count, walk.steps[walk.steps.len() - 1]);
+                let pointer = e.table_entry(table, index);
+                let pointer = e.advance(pointer, moved);
+                e.b.ins().store(memory(), pointer, table, 8 * index as i32);
+            }
+            Vec::new()
+        });
+    }
+
+    /// One chunk: the functions in their order, and what is made of their results, which are at `place`. The last is
+    /// written where it belongs at once, if nothing is made of it.
+    fn chunk(
+        &mut self,
+        Nest { dtype, staged, walks }: Nest<'_>,
+        count: Value,
+        table: Value,
+        place: impl Fn(&mut Self, usize) -> Value,
+    ) {
+        let (reads, last) = (walks.len() - 1, staged.calls.len() - 1);
+        let write = &walks[reads];
+        let is_end = write.inner == Inner::Contiguous && staged.rest == [Expr::Load(reads + last)];
+        let mut walks = walks[..reads].to_vec();
+        let pointer = |e: &mut Self, access: usize| match access.checked_sub(reads) {
+            None => e.table_entry(table, access),
+            Some(call) if is_end && call == last => e.table_entry(table, reads),
+            Some(call) => place(e, call),
+        };
+        for (index, call) in staged.calls.iter().enumerate() {
+            walks.push(Walk { steps: Vec::new(), inner: Inner::Contiguous });
+            let argument = Body { dtype, values: &call.argument, walks: &walks };
+            let from = argument.as_load().unwrap_or_else(|| {
+                let pointers: Vec<_> = (0..walks.len()).map(|access| pointer(self, access)).collect();
+                self.points(&argument, count, &pointers);
+                walks.len() - 1
+            });
+            let places = [from, reads + index].map(|access| pointer(self, access));
+            self.call_unary(call.function, count, places);
+        }
+        if !is_end {
+            walks.push(write.clone());
+            let mut pointers: Vec<_> = (0..walks.len() - 1).map(|access| pointer(self, access)).collect();
+            pointers.push(self.table_entry(table, reads));
+            self.points(&Body { dtype, values: &staged.rest, walks: &walks }, count, &pointers);
+        }
+    }
+
+    /// Every point along the innermost axis.
+    fn points(&mut self, body: &Body<'_>, count: Value, pointers: &[Value]) {
+        let start = self.int(0);
+        if body.dtype != DType::F32 || !body.writes_side_by_side() {
+            let end = self.bytes(count, body.dtype.bytes());
+            let scalar = Piece { width: Width::Scalar, vectors: 1, offset: start };
+            self.run(body, scalar, end, pointers.to_vec());
+            return;
+        }
+        let unrolled = body.vectors_per_step();
         let [blocks, vectors, end] = self.cover(count, unrolled);
         let mut pointers = pointers.to_vec();
         if unrolled > 1 {
             let piece = Piece { width: Width::Vector, vectors: unrolled, offset: start };
-            pointers = self.run(body, walks, piece, blocks, pointers);
+            pointers = self.run(body, piece, blocks, pointers);
         }
         let from = if unrolled > 1 { blocks } else { start };
         let piece = Piece { width: Width::Vector, vectors: 1, offset: from };
-        let pointers = self.run(body, walks, piece, vectors, pointers);
+        let pointers = self.run(body, piece, vectors, pointers);
         let piece = Piece { width: Width::Scalar, vectors: 1, offset: vectors };
-        self.run(body, walks, piece, end, pointers);
+        self.run(body, piece, end, pointers);
     }
 
     /// Runs along the innermost axis, from the first piece's offset to `end`, in pieces like it; returns the pointers,
     /// those of strided accesses moved on.
-    fn run(
-        &mut self,
-        body: &Loop,
-        walks: &[Walk],
-        first: Piece,
-        end: Value,
-        mut pointers: Vec<Value>,
-    ) -> Vec<Value> {
-        let held = self.held(body, walks, first.width, &pointers);
-        let is_strided: Vec<_> = walks.iter().map(|walk| walk.inner == Inner::Strided).collect();
-        let strided: Vec<_> = (0..walks.len()).filter(|&index| is_strided[index]).collect();
+    fn run(&mut self, body: &Body<'_>, first: Piece, end: Value, mut pointers: Vec<Value>) -> Vec<Value> {
+        let walks = body.walks;
+        let held = self.held(body, first.width, &pointers);
+        let strided: Vec<_> = body.strided().collect();
         let carried: Vec<_> = strided.iter().map(|&index| pointers[index]).collect();
         let element_bytes = body.dtype.bytes() as i64;
         let lanes = if first.width == Width::Vector { LANES } else { 1 };
@@ -184,7 +289,7 @@ impl Emit<'_, '_> {
             }
             for vector in 0..first.vectors {
                 let piece = Piece { offset, ..first };
-                e.point(body, walks, (piece, vector * Width::Vector.bytes()), &pointers, &held);
+                e.point(body, (piece, vector * Width::Vector.bytes()), &pointers, &held);
             }
             let moved = strided.iter().map(|&index| {
                 let bytes = walks[index].steps[walks[index].steps.len() - 1];
@@ -200,7 +305,8 @@ impl Emit<'_, '_> {
     }
 
     /// The values of the body that are the same all along the innermost axis, as many as registers are kept for.
-    fn held(&mut self, body: &Loop, walks: &[Walk], width: Width, pointers: &[Value]) -> Vec<Option<Value>> {
+    fn held(&mut self, body: &Body<'_>, width: Width, pointers: &[Value]) -> Vec<Option<Value>> {
+        let walks = body.walks;
         let mut left = if body.dtype == DType::F32 { MAX_HELD } else { 0 };
         let value = |expr: &Expr| {
             let value = match *expr {
@@ -213,25 +319,25 @@ impl Emit<'_, '_> {
             left -= 1;
             Some(value)
         };
-        body.body.iter().map(value).collect()
+        body.values.iter().map(value).collect()
     }
 
     /// One vector or element.
     fn point(
         &mut self,
-        body: &Loop,
-        walks: &[Walk],
+        body: &Body<'_>,
         (piece, displacement): (Piece, i64),
         pointers: &[Value],
         held: &[Option<Value>],
     ) {
         let Piece { width, offset, .. } = piece;
+        let walks = body.walks;
         let ty = match width {
             Width::Scalar => element_type(body.dtype),
             Width::Vector => width.float(),
         };
-        let mut values: Vec<Value> = Vec::with_capacity(body.body.len());
-        for (expr, held) in body.body.iter().zip(held) {
+        let mut values: Vec<Value> = Vec::with_capacity(body.values.len());
+        for (expr, held) in body.values.iter().zip(held) {
             let value = match *expr {
                 _ if let Some(held) = held => *held,
                 Expr::Load(access) if walks[access].inner == Inner::Contiguous => {

@@ -12,13 +12,13 @@ mod rows;
 mod sizes;
 mod spec;
 mod stage;
-mod trig;
+mod staged;
 
-use crate::plan::kernel::{Kernel, Loop};
+use crate::plan::kernel::{Kernel, Loop, RowOp};
 use crate::plan::{Plan, STAGES, stage_index};
 use cranelift_codegen::Context;
 use cranelift_codegen::ir::types::{I32, I64};
-use cranelift_codegen::ir::{AbiParam, Function, Signature, Type, UserFuncName, Value};
+use cranelift_codegen::ir::{AbiParam, FuncRef, Function, Signature, Type, UserFuncName, Value};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_module::{DataDescription, DataId, FuncId, Linkage, Module, ModuleError};
 use emit::Emit;
@@ -193,8 +193,18 @@ impl<'a, M: Module> Codegen<'a, M> {
         })
     }
 
-    /// The function of an emitted kernel, shared with all equal ones. It takes the symbols, the written buffer, the
-    /// buffers read, and for a gather the fault and the step's number.
+    /// What a function needs to call the runtime's elementwise functions with.
+    fn unary(
+        &mut self,
+        b: &mut FunctionBuilder<'_>,
+        frame: Value,
+    ) -> Result<Option<(FuncRef, Value)>, CodegenError> {
+        let id = self.entry(calls::UNARY)?;
+        Ok(Some((self.module.declare_func_in_func(id, b.func), frame)))
+    }
+
+    /// The function of an emitted kernel, shared with all equal ones. It takes the frame, the written buffer, the buffers
+    /// read, and for a gather the step's number.
     fn kernel(&mut self, kernel: &'a Kernel) -> Result<FuncId, CodegenError> {
         if let Some((_, id)) = self.kernels.iter().find(|(known, _)| *known == kernel) {
             return Ok(*id);
@@ -204,7 +214,9 @@ impl<'a, M: Module> Codegen<'a, M> {
             Kernel::Loop(body) => {
                 let params = vec![I64; 2 + body.reads.len()];
                 self.define(&name, Linkage::Local, (&params, None), |this, b, arguments| {
-                    let mut e = Emit::new(b, arguments[0], &this.symbols);
+                    let unary = if staged::has_calls(body) { this.unary(b, arguments[0])? } else { None };
+                    let mut e = Emit::in_frame(b, arguments[0], &this.symbols);
+                    e.unary = unary;
                     e.load_symbols(body.dims());
                     e.run_loop(body, &arguments[2..], arguments[1], &loops::Extents::Whole);
                     e.return_nothing();
@@ -214,7 +226,9 @@ impl<'a, M: Module> Codegen<'a, M> {
             Kernel::Row(row) => {
                 let params = vec![I64; 3 + usize::from(row.weight) + usize::from(row.bias)];
                 self.define(&name, Linkage::Local, (&params, None), |this, b, arguments| {
-                    let mut e = Emit::new(b, arguments[0], &this.symbols);
+                    let unary = if row.op == RowOp::Softmax { this.unary(b, arguments[0])? } else { None };
+                    let mut e = Emit::in_frame(b, arguments[0], &this.symbols);
+                    e.unary = unary;
                     e.load_symbols(row.dims());
                     e.run_row(row, &arguments[2..], arguments[1]);
                     e.return_nothing();
@@ -222,19 +236,19 @@ impl<'a, M: Module> Codegen<'a, M> {
                 })
             }
             Kernel::Gather(gather) => {
-                self.define(&name, Linkage::Local, (&[I64; 6], Some(I32)), |this, b, arguments| {
-                    let &[dims, write, table, ids, fault, step] = arguments else { return Ok(()) };
-                    let mut e = Emit::new(b, dims, &this.symbols);
+                self.define(&name, Linkage::Local, (&[I64; 5], Some(I32)), |this, b, arguments| {
+                    let &[frame, write, table, ids, step] = arguments else { return Ok(()) };
+                    let mut e = Emit::in_frame(b, frame, &this.symbols);
                     e.load_symbols(gather.dims());
-                    e.run_gather(gather, [table, ids], write, fault, step);
+                    e.run_gather(gather, [table, ids], write, [frame, step]);
                     e.return_status(0);
                     Ok(())
                 })
             }
             Kernel::Cast(cast) => {
                 self.define(&name, Linkage::Local, (&[I64; 3], None), |this, b, arguments| {
-                    let &[dims, write, read] = arguments else { return Ok(()) };
-                    let mut e = Emit::new(b, dims, &this.symbols);
+                    let &[frame, write, read] = arguments else { return Ok(()) };
+                    let mut e = Emit::in_frame(b, frame, &this.symbols);
                     e.load_symbols([&cast.count]);
                     e.run_cast(cast, read, write);
                     e.return_nothing();
@@ -253,16 +267,20 @@ impl<'a, M: Module> Codegen<'a, M> {
         Ok(id)
     }
 
-    /// The function of an epilogue, shared with all equal ones: the runtime calls it with the symbols, the addresses of
-    /// the buffers, and a tile.
+    /// The function of an epilogue, shared with all equal ones: the runtime calls it with the frame, the addresses of the
+    /// buffers, and a tile.
     fn epilogue(&mut self, body: &'a Loop) -> Result<FuncId, CodegenError> {
         if let Some((_, id)) = self.epilogues.iter().find(|(known, _)| *known == body) {
             return Ok(*id);
         }
         let name = format!("epilogue_{}", self.epilogues.len());
         let id = self.define(&name, Linkage::Local, (&[I64; 6], None), |this, b, arguments| {
-            let &[dims, buffers, row_from, row_to, column_from, column_to] = arguments else { return Ok(()) };
-            let mut e = Emit::new(b, dims, &this.symbols);
+            let &[frame, buffers, row_from, row_to, column_from, column_to] = arguments else {
+                return Ok(());
+            };
+            let unary = if staged::has_calls(body) { this.unary(b, frame)? } else { None };
+            let mut e = Emit::in_frame(b, frame, &this.symbols);
+            e.unary = unary;
             e.load_symbols(body.dims());
             let reads: Vec<_> = (0..body.reads.len()).map(|read| e.table_entry(buffers, read)).collect();
             // Access 0 is the product's own value, where the result goes.

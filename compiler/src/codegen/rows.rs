@@ -6,7 +6,8 @@ use crate::plan::kernel::{Row, RowOp};
 use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
 use engraft_ir::Dim;
-use engraft_ir::ops::{EpsilonAt, Reduction, Unary};
+use engraft_ir::ops::{EpsilonAt, Reduction};
+use engraft_runtime::abi::Function;
 
 /// The vector accumulators of a reduction along a contiguous axis: as many as hide the latency of an addition.
 const ACCUMULATORS: usize = 4;
@@ -14,17 +15,19 @@ const ACCUMULATORS: usize = 4;
 /// The bytes of a step along a contiguous axis: a vector for each accumulator.
 const STEP: i64 = Width::Vector.bytes() * ACCUMULATORS as i64;
 
+/// The elements that the exponentials of a softmax are taken of in one call: enough that its own time does not show. Of a
+/// block that has more, all at once.
+const EXPONENTIALS: i64 = 1024;
+
 /// A combination of two values of the same width, for the step and for the lanes.
 type Combine = dyn Fn(&mut Emit<'_, '_>, Value, Value) -> Value;
 
 /// A function of a row's element and of the row's scalars, as wide as it.
-type Element = dyn Fn(&mut Emit<'_, '_>, Width, Value, &[Value]) -> Value;
+type Element = dyn Fn(&mut Emit<'_, '_>, Value, &[Value]) -> Value;
 
 /// A pass over a row.
 struct Pass<'a> {
     from: Value,
-    /// Where each value of `f` is kept, if it is.
-    to: Option<Value>,
     /// What `f` knows of the whole row.
     scalars: &'a [Value],
     f: &'a Element,
@@ -68,23 +71,39 @@ impl Emit<'_, '_> {
         // A reduction has a result over no elements, too.
         let outer = self.unless_empty(outer, if reduces { None } else { Some(&row.n) });
         let outer = self.unless_empty(outer, [&row.inner]);
-        self.repeat(outer, &[x, y], |e, at| {
-            let span = Span { x: at[0], y: at[1], n, stride, along, width: Width::Scalar, weight, bias };
-            if along {
-                e.one_row(row.op, span);
-            } else {
-                let (vectors, rest) = e.split_lanes(inner);
-                let at = e.neighbours(row.op, Span { width: Width::Vector, ..span }, vectors);
-                e.neighbours(row.op, Span { x: at[0], y: at[1], ..span }, rest);
-            }
-            vec![e.advance(at[0], block), e.advance(at[1], written)]
+        let span = Span { x, y, n, stride, along, width: Width::Scalar, weight, bias };
+        if row.op == RowOp::Softmax {
+            self.softmax(span, inner, outer);
+            return;
+        }
+        self.blocks(outer, span, [block, written], |e, span| {
+            e.rows(span, inner, |e, span| e.one_row(row.op, span));
         });
     }
 
+    /// Runs `body` on each of `outer` blocks, so many bytes of x and y apart.
+    fn blocks(&mut self, outer: Value, span: Span, bytes: [Value; 2], body: impl Fn(&mut Self, Span)) {
+        self.repeat(outer, &[span.x, span.y], |e, at| {
+            body(e, Span { x: at[0], y: at[1], ..span });
+            vec![e.advance(at[0], bytes[0]), e.advance(at[1], bytes[1])]
+        });
+    }
+
+    /// Runs `body` on each of `inner` rows side by side, on as many at a time as a vector has lanes.
+    fn rows(&mut self, span: Span, inner: Value, body: impl Fn(&mut Self, Span)) {
+        if span.along {
+            body(self, span);
+            return;
+        }
+        let (vectors, rest) = self.split_lanes(inner);
+        let at = self.neighbours(Span { width: Width::Vector, ..span }, vectors, &body);
+        self.neighbours(Span { x: at[0], y: at[1], ..span }, rest, &body);
+    }
+
     /// Rows side by side, `count` times as many as the span is wide.
-    fn neighbours(&mut self, op: RowOp, span: Span, count: Value) -> Vec<Value> {
+    fn neighbours(&mut self, span: Span, count: Value, body: &impl Fn(&mut Self, Span)) -> Vec<Value> {
         self.repeat(count, &[span.x, span.y], |e, at| {
-            e.one_row(op, Span { x: at[0], y: at[1], ..span });
+            body(e, Span { x: at[0], y: at[1], ..span });
             let bytes = span.width.bytes();
             vec![e.advance_by(at[0], bytes), e.advance_by(at[1], bytes)]
         })
@@ -93,7 +112,7 @@ impl Emit<'_, '_> {
     fn one_row(&mut self, op: RowOp, span: Span) {
         match op {
             RowOp::Reduce(reduction) => self.reduce(reduction, span),
-            RowOp::Softmax => self.softmax(span),
+            RowOp::Softmax => unreachable!("its exponentials are of many rows at a time"),
             RowOp::Normalize { epsilon, epsilon_at } => {
                 let squares = self.sum_of_squares(span);
                 let norm = self.norm(span.width, squares, epsilon, epsilon_at);
@@ -132,25 +151,40 @@ impl Emit<'_, '_> {
         self.store(result, span.y);
     }
 
-    /// `exp(x - max) / Σ exp(x - max)`. Elements that are not numbers need not show in the maximum: they show in the sum.
-    fn softmax(&mut self, span: Span) {
+    /// `exp(x - max) / Σ exp(x - max)`; the exponentials are the runtime's, of as many blocks at a time as make a call worth
+    /// it. Elements that are not numbers need not show in the maximum: they show in the sum.
+    fn softmax(&mut self, span: Span, inner: Value, outer: Value) {
+        let elements = self.b.ins().imul(span.n, inner);
+        let bytes = self.bytes(elements, 4);
+        let one = self.int(1);
+        let (all, at_least) = (self.int(EXPONENTIALS), self.b.ins().umax(elements, one));
+        let most = self.b.ins().udiv(all, at_least);
+        let most = self.b.ins().umax(most, one);
+        self.pieces(outer, most, &[span.x, span.y], |e, blocks, at| {
+            let span = Span { x: at[0], y: at[1], ..span };
+            e.blocks(blocks, span, [bytes; 2], |e, span| e.rows(span, inner, Self::shift));
+            let count = e.b.ins().imul(blocks, elements);
+            e.call_unary(Function::Exp, count, [span.y; 2]);
+            let span = Span { x: span.y, ..span };
+            e.blocks(blocks, span, [bytes; 2], |e, span| e.rows(span, inner, Self::divide_by_sum));
+            let moved = e.b.ins().imul(blocks, bytes);
+            at.iter().map(|&at| e.advance(at, moved)).collect()
+        });
+    }
+
+    /// `x - max(x)`
+    fn shift(&mut self, span: Span) {
         let max = self.fold(span, &Pass::over(span.x), f32::NEG_INFINITY, &|e, a, b| {
             e.choose(FloatCC::LessThan, a, b, b, a)
         });
-        let exponential = Pass {
-            from: span.x,
-            to: Some(span.y),
-            scalars: &[max],
-            f: &|e, width, x, scalars| {
-                let shifted = e.sub(x, scalars[0]);
-                e.unary(Unary::Exp, width, shifted)
-            },
-        };
-        let sum = self.sum(span, &exponential);
+        self.map(span, &Pass { from: span.x, scalars: &[max], f: &|e, x, scalars| e.sub(x, scalars[0]) });
+    }
+
+    /// `x / Σ x`
+    fn divide_by_sum(&mut self, span: Span) {
+        let sum = self.sum(span, &Pass::over(span.x));
         let factor = self.reciprocal(span.width, sum);
-        let scaled =
-            Pass { from: span.y, to: None, scalars: &[factor], f: &|e, _, x, scalars| e.mul(x, scalars[0]) };
-        self.map(span, &scaled);
+        self.map(span, &Pass { from: span.x, scalars: &[factor], f: &|e, x, scalars| e.mul(x, scalars[0]) });
     }
 
     fn sum(&mut self, span: Span, pass: &Pass<'_>) -> Value {
@@ -158,7 +192,7 @@ impl Emit<'_, '_> {
     }
 
     fn sum_of_squares(&mut self, span: Span) -> Value {
-        self.sum(span, &Pass { f: &|e, _, x, _| e.mul(x, x), ..Pass::over(span.x) })
+        self.sum(span, &Pass { f: &|e, x, _| e.mul(x, x), ..Pass::over(span.x) })
     }
 
     fn norm(&mut self, width: Width, squares: Value, epsilon: f32, epsilon_at: EpsilonAt) -> Value {
@@ -182,7 +216,7 @@ impl Emit<'_, '_> {
     /// `x / norm · weight`.
     fn scale_row(&mut self, span: Span, norm: Value) {
         let factor = self.reciprocal(span.width, norm);
-        let f: &Element = &|e, _, x, scalars| e.mul(x, scalars[0]);
+        let f: &Element = &|e, x, scalars| e.mul(x, scalars[0]);
         self.map(span, &Pass { scalars: &[factor], f, ..Pass::over(span.x) });
     }
 
@@ -192,7 +226,7 @@ impl Emit<'_, '_> {
         let sum = self.sum(span, &Pass::over(span.x));
         let n = self.row_length(span);
         let mean = self.div(sum, n);
-        let square: &Element = &|e, _, x, scalars| {
+        let square: &Element = &|e, x, scalars| {
             let deviation = e.sub(x, scalars[0]);
             e.mul(deviation, deviation)
         };
@@ -200,7 +234,7 @@ impl Emit<'_, '_> {
         let variance = self.div(squares, n);
         let norm = self.norm(span.width, variance, epsilon, EpsilonAt::Inside);
         let factor = self.reciprocal(span.width, norm);
-        let scale: &Element = &|e, _, x, scalars| {
+        let scale: &Element = &|e, x, scalars| {
             let deviation = e.sub(x, scalars[0]);
             e.mul(deviation, scalars[1])
         };
@@ -249,7 +283,7 @@ impl Emit<'_, '_> {
         })[0]
     }
 
-    /// `f` of the element at an offset, which is kept if the pass says so.
+    /// `f` of the element at an offset.
     fn element(
         &mut self,
         pass: &Pass<'_>,
@@ -258,11 +292,7 @@ impl Emit<'_, '_> {
         scalars: &[Value],
     ) -> Value {
         let x = self.load_at(width, pass.from, offset, displacement);
-        let value = (pass.f)(self, width, x, scalars);
-        if let Some(to) = pass.to {
-            self.store_at(value, to, offset, displacement);
-        }
-        value
+        (pass.f)(self, x, scalars)
     }
 
     /// [`Self::fold`] where the elements of a row do not lie side by side.
@@ -348,7 +378,7 @@ impl Emit<'_, '_> {
 impl Pass<'_> {
     /// A pass over the elements as they are.
     fn over(from: Value) -> Self {
-        Self { from, to: None, scalars: &[], f: &|_, _, x, _| x }
+        Self { from, scalars: &[], f: &|_, x, _| x }
     }
 }
 

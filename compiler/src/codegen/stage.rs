@@ -47,13 +47,12 @@ impl<'a, M: Module> Codegen<'a, M> {
         let name = STAGE_FUNCTIONS[stage_index(stage)];
         self.define(name, Linkage::Export, (&[I64], Some(I32)), |this, b, arguments| {
             let frame = arguments[0];
-            let dims = b.ins().load(I64, memory(), frame, offset_of!(Frame, dims) as i32);
             let symbols = this.symbols.clone();
-            let mut e = Emit::new(b, dims, &symbols);
+            let mut e = Emit::in_frame(b, frame, &symbols);
             e.load_symbols(plan.steps_at(stage).flat_map(|(_, step)| calls::dims(&step.kernel)));
             let places = Places::new(plan, &mut e, stage, frame);
             for (index, step, callee, epilogue) in callees {
-                this.call(&mut e, &places, (frame, dims), (index, step), callee, epilogue);
+                this.call(&mut e, &places, frame, (index, step), callee, epilogue);
                 if let Some(mark) = mark {
                     let mark = this.module.declare_func_in_func(mark, e.b.func);
                     let number = e.int(index as i64);
@@ -99,7 +98,7 @@ impl<'a, M: Module> Codegen<'a, M> {
         &mut self,
         e: &mut Emit<'_, '_>,
         places: &Places<'_>,
-        (frame, dims): (Value, Value),
+        frame: Value,
         (index, step): (usize, &Step),
         callee: FuncId,
         epilogue: Option<FuncId>,
@@ -123,13 +122,12 @@ impl<'a, M: Module> Codegen<'a, M> {
             }
             Kernel::Attention(attention) => e.call_attention(callee, frame, attention, &reads, write),
             Kernel::Loop(_) | Kernel::Row(_) | Kernel::Cast(_) => {
-                let arguments: Vec<_> = [dims, write].into_iter().chain(reads).collect();
+                let arguments: Vec<_> = [frame, write].into_iter().chain(reads).collect();
                 e.b.ins().call(callee, &arguments);
             }
             Kernel::Gather(_) => {
-                let fault = e.frame_field(frame, offset_of!(Frame, fault));
                 let number = e.int(index as i64);
-                let call = e.b.ins().call(callee, &[dims, write, reads[0], reads[1], fault, number]);
+                let call = e.b.ins().call(callee, &[frame, write, reads[0], reads[1], number]);
                 let status = e.b.inst_results(call)[0];
                 e.leave_if(status, |e| {
                     e.b.ins().return_(&[status]);

@@ -12,7 +12,7 @@
 mod seen;
 
 use super::Lanes;
-use super::exp::exp;
+use super::exp::of_negative as exp;
 use crate::panels::LANE;
 use seen::{Keys, Vectors};
 use std::mem::MaybeUninit;

@@ -1,16 +1,21 @@
 //! Kernels for x86-64 with AVX2 and FMA: a lane is two registers of the sixteen, so a tile of six rows is one lane wide.
 
 use core::arch::x86_64::{
-    __m256, __m256d, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehdup_ps,
-    _mm_movehl_ps, _mm_prefetch, _mm256_add_ps, _mm256_castps_si256, _mm256_castps256_ps128,
-    _mm256_castsi256_ps, _mm256_cvtps_pd, _mm256_extractf128_ps, _mm256_fmadd_pd, _mm256_fmadd_ps,
-    _mm256_loadu_pd, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_set1_ps,
-    _mm256_slli_epi32, _mm256_storeu_pd, _mm256_storeu_ps,
+    __m256, __m256d, __m256i, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32,
+    _mm_movehdup_ps, _mm_movehl_ps, _mm_prefetch, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps,
+    _mm256_blendv_ps, _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cmpgt_epi32,
+    _mm256_cvtpd_ps, _mm256_cvtps_pd, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_pd, _mm256_fmadd_ps,
+    _mm256_fmsub_ps, _mm256_loadu_pd, _mm256_loadu_ps, _mm256_maskload_ps, _mm256_maskstore_ps,
+    _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_set_m128, _mm256_set1_epi32, _mm256_set1_pd,
+    _mm256_set1_ps, _mm256_setr_epi32, _mm256_sllv_epi32, _mm256_storeu_pd, _mm256_storeu_ps, _mm256_sub_ps,
+    _mm256_xor_ps,
 };
 
 use super::{
-    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, attention, dot, norm, stream, tile,
+    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, attention, dot, norm, stream,
+    tile, unary,
 };
+use crate::abi::Unary;
 use crate::panels::LANE;
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -20,6 +25,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     dot,
     row_norm,
     attention,
+    unary,
     stream,
 };
 
@@ -48,6 +54,12 @@ unsafe fn attention(block: &AttentionBlock) {
 }
 
 #[target_feature(enable = "avx2,fma")]
+unsafe fn unary(call: &Unary) {
+    // SAFETY: the floats are the caller's promise, the instructions this function's.
+    unsafe { unary::unary::<Ymm>(call) }
+}
+
+#[target_feature(enable = "avx2,fma")]
 unsafe fn stream(from: *const f32, count: usize) -> f32 {
     // SAFETY: the floats are the caller's promise, the instructions this function's.
     unsafe { stream::stream::<Ymm>(from, count) }
@@ -55,6 +67,21 @@ unsafe fn stream(from: *const f32, count: usize) -> f32 {
 
 #[derive(Clone, Copy)]
 pub(super) struct Ymm(__m256, __m256);
+
+/// The masks of the first `count <= 16` floats.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn first(count: usize) -> [__m256i; 2] {
+    // SAFETY: the CPU has the instructions.
+    unsafe {
+        let count = _mm256_set1_epi32(count as i32);
+        let low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        let high = _mm256_add_epi32(low, _mm256_set1_epi32(8));
+        [_mm256_cmpgt_epi32(count, low), _mm256_cmpgt_epi32(count, high)]
+    }
+}
 
 // Every block below has one reason: the CPU has AVX2 and FMA and the pointers are good for the floats that the method
 // names, as its caller promises.
@@ -86,27 +113,26 @@ impl Lanes for Ymm {
 
     #[inline(always)]
     unsafe fn load_first(from: *const f32, count: usize) -> Ymm {
-        // SAFETY: as above; the part goes through a whole lane on the stack.
+        // SAFETY: as above; a masked load touches nothing else.
         unsafe {
             if count == LANE {
                 return Ymm::load(from);
             }
-            let mut lane = [0.0; LANE];
-            lane.as_mut_ptr().copy_from_nonoverlapping(from, count);
-            Ymm::load(lane.as_ptr())
+            let [low, high] = first(count);
+            Ymm(_mm256_maskload_ps(from, low), _mm256_maskload_ps(from.wrapping_add(LANE / 2), high))
         }
     }
 
     #[inline(always)]
     unsafe fn store_first(self, to: *mut f32, count: usize) {
-        // SAFETY: as above; the part goes through a whole lane on the stack.
+        // SAFETY: as above; a masked store touches nothing else.
         unsafe {
             if count == LANE {
                 return self.store(to);
             }
-            let mut lane = [0.0; LANE];
-            self.store(lane.as_mut_ptr());
-            to.copy_from_nonoverlapping(lane.as_ptr(), count);
+            let [low, high] = first(count);
+            _mm256_maskstore_ps(to, low, self.0);
+            _mm256_maskstore_ps(to.wrapping_add(LANE / 2), high, self.1);
         }
     }
 
@@ -141,10 +167,51 @@ impl Lanes for Ymm {
     }
 
     #[inline(always)]
-    unsafe fn to_exponent(self) -> Ymm {
+    unsafe fn sub(self, what: Ymm) -> Ymm {
         // SAFETY: as above.
-        let shift = |half| unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(half))) };
+        unsafe { Ymm(_mm256_sub_ps(self.0, what.0), _mm256_sub_ps(self.1, what.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn square(self) -> [Ymm; 2] {
+        // SAFETY: as above.
+        unsafe {
+            let square = self.mul(self);
+            let rest = _mm256_fmsub_ps(self.0, self.0, square.0);
+            [square, Ymm(rest, _mm256_fmsub_ps(self.1, self.1, square.1))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, by: Ymm) -> Ymm {
+        // SAFETY: as above.
+        unsafe { Ymm(_mm256_div_ps(self.0, by.0), _mm256_div_ps(self.1, by.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn shift_left(self, places: u32) -> Ymm {
+        // SAFETY: as above.
+        let shift = |half| unsafe {
+            let places = _mm256_set1_epi32(places.cast_signed());
+            _mm256_castsi256_ps(_mm256_sllv_epi32(_mm256_castps_si256(half), places))
+        };
         Ymm(shift(self.0), shift(self.1))
+    }
+
+    #[inline(always)]
+    unsafe fn flip_sign(self, by: Ymm) -> Ymm {
+        // SAFETY: as above.
+        let flip = |half, by| unsafe { _mm256_xor_ps(half, _mm256_and_ps(by, _mm256_set1_ps(-0.0))) };
+        Ymm(flip(self.0, by.0), flip(self.1, by.1))
+    }
+
+    #[inline(always)]
+    unsafe fn by_sign(self, negative: Ymm, other: Ymm) -> Ymm {
+        // SAFETY: as above.
+        unsafe {
+            let low = _mm256_blendv_ps(other.0, negative.0, self.0);
+            Ymm(low, _mm256_blendv_ps(other.1, negative.1, self.1))
+        }
     }
 
     #[inline(always)]
@@ -159,16 +226,35 @@ impl Lanes for Ymm {
     }
 
     #[inline(always)]
-    unsafe fn add_squares(self, mut to: Self::Wide) -> Self::Wide {
+    unsafe fn widen(self) -> Self::Wide {
         // SAFETY: as above.
         unsafe {
-            for (half, to) in [self.0, self.1].into_iter().zip(to.as_chunks_mut::<2>().0) {
-                let low = _mm256_cvtps_pd(_mm256_castps256_ps128(half));
-                let high = _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(half));
-                *to = [_mm256_fmadd_pd(low, low, to[0]), _mm256_fmadd_pd(high, high, to[1])];
-            }
+            let halves = [self.0, self.1];
+            let [a, c] = halves.map(|half| _mm256_cvtps_pd(_mm256_castps256_ps128(half)));
+            let [b, d] = halves.map(|half| _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(half)));
+            [a, b, c, d]
         }
-        to
+    }
+
+    #[inline(always)]
+    unsafe fn narrow(wide: Self::Wide) -> Ymm {
+        // SAFETY: as above.
+        unsafe {
+            let [a, b, c, d] = wide.map(|quarter| _mm256_cvtpd_ps(quarter));
+            Ymm(_mm256_set_m128(b, a), _mm256_set_m128(d, c))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn wide(value: f64) -> Self::Wide {
+        // SAFETY: as above.
+        [unsafe { _mm256_set1_pd(value) }; 4]
+    }
+
+    #[inline(always)]
+    unsafe fn wide_mul_add(wide: Self::Wide, by: Self::Wide, to: Self::Wide) -> Self::Wide {
+        // SAFETY: as above.
+        std::array::from_fn(|quarter| unsafe { _mm256_fmadd_pd(wide[quarter], by[quarter], to[quarter]) })
     }
 
     #[inline(always)]

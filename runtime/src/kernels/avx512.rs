@@ -2,16 +2,22 @@
 
 use core::arch::x86_64::{
     __m256, __m512, __m512d, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32,
-    _mm_movehdup_ps, _mm_movehl_ps, _mm_prefetch, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps256_ps128,
-    _mm256_extractf128_ps, _mm512_add_ps, _mm512_castps_pd, _mm512_castps_si512, _mm512_castps512_ps256,
-    _mm512_castsi512_ps, _mm512_cvtps_pd, _mm512_extractf64x4_pd, _mm512_fmadd_pd, _mm512_fmadd_ps,
-    _mm512_loadu_pd, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_max_ps,
-    _mm512_min_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_pd, _mm512_storeu_ps,
+    _mm_movehdup_ps, _mm_movehl_ps, _mm_prefetch, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps_pd,
+    _mm256_castps256_ps128, _mm256_extractf128_ps, _mm512_add_ps, _mm512_and_si512, _mm512_castpd_ps,
+    _mm512_castpd256_pd512, _mm512_castps_pd, _mm512_castps_si512, _mm512_castps512_ps256,
+    _mm512_castsi512_ps, _mm512_cmplt_epi32_mask, _mm512_cvtpd_ps, _mm512_cvtps_pd, _mm512_div_ps,
+    _mm512_extractf64x4_pd, _mm512_fmadd_pd, _mm512_fmadd_ps, _mm512_fmsub_ps, _mm512_insertf64x4,
+    _mm512_loadu_pd, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
+    _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_pd, _mm512_set1_ps,
+    _mm512_setzero_si512, _mm512_sllv_epi32, _mm512_storeu_pd, _mm512_storeu_ps, _mm512_sub_ps,
+    _mm512_xor_si512,
 };
 
 use super::{
-    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, attention, dot, norm, stream, tile,
+    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, attention, dot, norm, stream,
+    tile, unary,
 };
+use crate::abi::Unary;
 use crate::panels::LANE;
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -21,6 +27,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     dot,
     row_norm,
     attention,
+    unary,
     stream,
 };
 
@@ -46,6 +53,12 @@ unsafe fn row_norm(block: &NormBlock) {
 unsafe fn attention(block: &AttentionBlock) {
     // SAFETY: the block is the caller's promise, the instructions this function's.
     unsafe { attention::attention::<Zmm>(block) }
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn unary(call: &Unary) {
+    // SAFETY: the floats are the caller's promise, the instructions this function's.
+    unsafe { unary::unary::<Zmm>(call) }
 }
 
 #[target_feature(enable = "avx512f")]
@@ -141,9 +154,51 @@ impl Lanes for Zmm {
     }
 
     #[inline(always)]
-    unsafe fn to_exponent(self) -> Zmm {
+    unsafe fn sub(self, what: Zmm) -> Zmm {
         // SAFETY: as above.
-        Zmm(unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(self.0))) })
+        Zmm(unsafe { _mm512_sub_ps(self.0, what.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn square(self) -> [Zmm; 2] {
+        // SAFETY: as above.
+        unsafe {
+            let square = _mm512_mul_ps(self.0, self.0);
+            [Zmm(square), Zmm(_mm512_fmsub_ps(self.0, self.0, square))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, by: Zmm) -> Zmm {
+        // SAFETY: as above.
+        Zmm(unsafe { _mm512_div_ps(self.0, by.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn shift_left(self, places: u32) -> Zmm {
+        // SAFETY: as above.
+        unsafe {
+            let places = _mm512_set1_epi32(places.cast_signed());
+            Zmm(_mm512_castsi512_ps(_mm512_sllv_epi32(_mm512_castps_si512(self.0), places)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn flip_sign(self, by: Zmm) -> Zmm {
+        // SAFETY: as above.
+        unsafe {
+            let sign = _mm512_and_si512(_mm512_castps_si512(by.0), _mm512_set1_epi32(i32::MIN));
+            Zmm(_mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(self.0), sign)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn by_sign(self, negative: Zmm, other: Zmm) -> Zmm {
+        // SAFETY: as above.
+        unsafe {
+            let is_negative = _mm512_cmplt_epi32_mask(_mm512_castps_si512(self.0), _mm512_setzero_si512());
+            Zmm(_mm512_mask_blend_ps(is_negative, other.0, negative.0))
+        }
     }
 
     #[inline(always)]
@@ -159,13 +214,33 @@ impl Lanes for Zmm {
     }
 
     #[inline(always)]
-    unsafe fn add_squares(self, [to_low, to_high]: Self::Wide) -> Self::Wide {
+    unsafe fn widen(self) -> Self::Wide {
         // SAFETY: as above.
         unsafe {
             let (low, high) = halves(self);
-            let (low, high) = (_mm512_cvtps_pd(low), _mm512_cvtps_pd(high));
-            [_mm512_fmadd_pd(low, low, to_low), _mm512_fmadd_pd(high, high, to_high)]
+            [_mm512_cvtps_pd(low), _mm512_cvtps_pd(high)]
         }
+    }
+
+    #[inline(always)]
+    unsafe fn narrow(wide: Self::Wide) -> Zmm {
+        // SAFETY: as above.
+        unsafe {
+            let [low, high] = wide.map(|half| _mm256_castps_pd(_mm512_cvtpd_ps(half)));
+            Zmm(_mm512_castpd_ps(_mm512_insertf64x4::<1>(_mm512_castpd256_pd512(low), high)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn wide(value: f64) -> Self::Wide {
+        // SAFETY: as above.
+        [unsafe { _mm512_set1_pd(value) }; 2]
+    }
+
+    #[inline(always)]
+    unsafe fn wide_mul_add(wide: Self::Wide, by: Self::Wide, to: Self::Wide) -> Self::Wide {
+        // SAFETY: as above.
+        std::array::from_fn(|half| unsafe { _mm512_fmadd_pd(wide[half], by[half], to[half]) })
     }
 
     #[inline(always)]

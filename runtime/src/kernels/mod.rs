@@ -1,7 +1,7 @@
 //! The kernels: one table of functions for each instruction set, chosen at run time. What they compute and in which
-//! order is written once, in `tile` (products), `dot` (products with few outputs), `norm` (row norms), `attention` and
-//! `stream` (a plain read), over [`Lanes`]; an instruction set is an implementation of that trait. Kernels know nothing
-//! about batches, threads or frames.
+//! order is written once, in `tile` (products), `dot` (products with few outputs), `norm` (row norms), `attention`, `unary`
+//! (elementwise functions, whose formulas are in `exp`, `gate` and `sine`) and `stream` (a plain read), over [`Lanes`]; an
+//! instruction set is an implementation of that trait. Kernels know nothing about batches, threads or frames.
 //!
 //! Every element is summed in an order that only its k decides, whichever tile or thread computes it. So a row's result
 //! depends on nothing but that row, and the kernels that fuse multiply and add agree to the last bit.
@@ -14,10 +14,13 @@
 mod attention;
 mod dot;
 mod exp;
+mod gate;
 mod norm;
 mod portable;
+mod sine;
 mod stream;
 mod tile;
+mod unary;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -26,6 +29,7 @@ mod avx512;
 
 use std::str::FromStr;
 
+use crate::abi::Unary;
 use crate::panels::LANE;
 
 pub(crate) use attention::{AttentionBlock, Mask, VECTORS};
@@ -57,12 +61,25 @@ pub(crate) trait Lanes: Copy {
     unsafe fn min(self, other: Self) -> Self;
     /// The larger of each two floats; `other`'s where one is not a number.
     unsafe fn max(self, other: Self) -> Self;
-    /// Each float's bits, 23 places further left: its low bits become an exponent.
-    unsafe fn to_exponent(self) -> Self;
+    unsafe fn sub(self, what: Self) -> Self;
+    /// The square, and what it lacks for being rounded.
+    unsafe fn square(self) -> [Self; 2];
+    unsafe fn div(self, by: Self) -> Self;
+    /// Each float's bits so many places further left: by 23, and its low bits become an exponent.
+    unsafe fn shift_left(self, places: u32) -> Self;
+    /// The same, negated where `by` has the sign of negative numbers.
+    unsafe fn flip_sign(self, by: Self) -> Self;
+    /// Of each two floats the first where this one has the sign of negative numbers.
+    unsafe fn by_sign(self, negative: Self, other: Self) -> Self;
     /// The sum of the lane, by halves: eight and eight, then four and four, and so on.
     unsafe fn sum(self) -> f32;
-    /// Adds each float's square, which a 64-bit float holds exactly.
-    unsafe fn add_squares(self, to: Self::Wide) -> Self::Wide;
+    /// The same numbers in 64 bits.
+    unsafe fn widen(self) -> Self::Wide;
+    /// Rounded to 32 bits.
+    unsafe fn narrow(wide: Self::Wide) -> Self;
+    unsafe fn wide(value: f64) -> Self::Wide;
+    /// `wide * by + to`
+    unsafe fn wide_mul_add(wide: Self::Wide, by: Self::Wide, to: Self::Wide) -> Self::Wide;
     unsafe fn load_wide(from: &[f64; LANE]) -> Self::Wide;
     unsafe fn store_wide(wide: Self::Wide, to: &mut [f64; LANE]);
     /// Hints that the cache line at `from` is read soon; any address will do.
@@ -81,6 +98,7 @@ pub struct Kernels {
     pub(crate) dot: unsafe fn(&DotBlock),
     pub(crate) row_norm: unsafe fn(&NormBlock),
     pub(crate) attention: unsafe fn(&AttentionBlock),
+    pub(crate) unary: unsafe fn(&Unary),
     pub(crate) stream: unsafe fn(*const f32, usize) -> f32,
 }
 

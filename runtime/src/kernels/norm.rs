@@ -98,7 +98,8 @@ unsafe fn tile<L: Lanes, const INPUTS: usize, const WIDTH: usize>(
             let mut wide = L::load_wide(&squares[lane + v]);
             for p in 0..INPUTS {
                 let adapted = sums[p][v].add(L::load(w.add(p * block.width + v * LANE)));
-                wide = adapted.add_squares(wide);
+                let adapted = adapted.widen();
+                wide = L::wide_mul_add(adapted, adapted, wide);
             }
             L::store_wide(wide, &mut squares[lane + v]);
         }

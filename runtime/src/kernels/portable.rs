@@ -1,8 +1,10 @@
 //! Kernels in plain Rust, which the compiler turns into whatever vectors the target has.
 
 use super::{
-    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, attention, dot, norm, stream, tile,
+    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, attention, dot, norm, stream,
+    tile, unary,
 };
+use crate::abi::Unary;
 use crate::panels::LANE;
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -12,6 +14,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     dot,
     row_norm,
     attention,
+    unary,
     stream,
 };
 
@@ -35,10 +38,18 @@ unsafe fn attention(block: &AttentionBlock) {
     unsafe { attention::attention::<Floats>(block) }
 }
 
+unsafe fn unary(call: &Unary) {
+    // SAFETY: the floats are the caller's promise; plain Rust runs on any CPU.
+    unsafe { unary::unary::<Floats>(call) }
+}
+
 unsafe fn stream(from: *const f32, count: usize) -> f32 {
     // SAFETY: the floats are the caller's promise; plain Rust runs on any CPU.
     unsafe { stream::stream::<Floats>(from, count) }
 }
+
+/// Whether the target has a fused multiply-add: where it has none, `f32::mul_add` is a slow call into a library.
+const FUSES: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
 
 #[derive(Clone, Copy)]
 pub(super) struct Floats([f32; LANE]);
@@ -92,8 +103,7 @@ impl Lanes for Floats {
 
     #[inline(always)]
     unsafe fn mul_add(self, by: Floats, to: Floats) -> Floats {
-        // Where the target has no fused multiply-add, `f32::mul_add` is a slow call into a library.
-        if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
+        if FUSES {
             let mut result = to;
             for ((value, by), to) in result.0.iter_mut().zip(by.0).zip(self.0) {
                 *value = to.mul_add(by, *value);
@@ -125,8 +135,43 @@ impl Lanes for Floats {
     }
 
     #[inline(always)]
-    unsafe fn to_exponent(self) -> Floats {
-        Floats(self.0.map(|value| f32::from_bits(value.to_bits() << 23)))
+    unsafe fn sub(self, what: Floats) -> Floats {
+        self.zip(what, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    unsafe fn square(self) -> [Floats; 2] {
+        let square = self.zip(self, |a, b| a * b);
+        let exact = self.0.map(|value| f64::from(value) * f64::from(value));
+        let mut rest = square;
+        for (rest, exact) in rest.0.iter_mut().zip(exact) {
+            *rest = (exact - f64::from(*rest)) as f32;
+        }
+        [square, rest]
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, by: Floats) -> Floats {
+        self.zip(by, |a, b| a / b)
+    }
+
+    #[inline(always)]
+    unsafe fn shift_left(self, places: u32) -> Floats {
+        Floats(self.0.map(|value| f32::from_bits(value.to_bits() << places)))
+    }
+
+    #[inline(always)]
+    unsafe fn flip_sign(self, by: Floats) -> Floats {
+        self.zip(by, |a, b| f32::from_bits(a.to_bits() ^ (b.to_bits() & (-0.0_f32).to_bits())))
+    }
+
+    #[inline(always)]
+    unsafe fn by_sign(self, negative: Floats, other: Floats) -> Floats {
+        let mut result = self;
+        for (value, (negative, other)) in result.0.iter_mut().zip(negative.0.into_iter().zip(other.0)) {
+            *value = if value.is_sign_negative() { negative } else { other };
+        }
+        result
     }
 
     #[inline(always)]
@@ -143,9 +188,25 @@ impl Lanes for Floats {
     }
 
     #[inline(always)]
-    unsafe fn add_squares(self, mut to: Self::Wide) -> Self::Wide {
-        for (sum, value) in to.iter_mut().zip(self.0) {
-            *sum += f64::from(value) * f64::from(value);
+    unsafe fn widen(self) -> Self::Wide {
+        self.0.map(f64::from)
+    }
+
+    #[inline(always)]
+    unsafe fn narrow(wide: Self::Wide) -> Floats {
+        Floats(wide.map(|value| value as f32))
+    }
+
+    #[inline(always)]
+    unsafe fn wide(value: f64) -> Self::Wide {
+        [value; LANE]
+    }
+
+    #[inline(always)]
+    unsafe fn wide_mul_add(wide: Self::Wide, by: Self::Wide, mut to: Self::Wide) -> Self::Wide {
+        for (to, (value, by)) in to.iter_mut().zip(wide.into_iter().zip(by)) {
+            // As for `mul_add`.
+            *to = if FUSES { value.mul_add(by, *to) } else { value * by + *to };
         }
         to
     }
