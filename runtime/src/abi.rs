@@ -90,11 +90,11 @@ pub struct Frame {
     pub fault: *mut Fault,
     /// Where [`engraft_mark`](crate::engraft_mark) keeps the times of steps, or null where nobody asks.
     pub profile: *mut Profile,
-    /// The adapters of the call's items, or null where none has one; compiled code only hands it on.
-    pub adapters: *const Runs,
     /// The weights that a load stage is given, so that [`engraft_pack`](crate::engraft_pack) can let go of those it has
     /// read, or null.
     pub arriving: *const Arriving,
+    /// The adapters of the call's items, or null where none has one; compiled code only hands it on.
+    pub adapters: *const Runs,
 }
 
 /// An id out of range: step `step` found `found` where ids are `0..limit`.
@@ -363,9 +363,10 @@ mod tests {
                 offset_of!(Frame, fault),
                 offset_of!(Frame, profile),
                 offset_of!(Frame, arriving),
+                offset_of!(Frame, adapters),
                 size_of::<Frame>(),
             ],
-            [0, 8, 16, 24, 32, 40, 48, 56]
+            [0, 8, 16, 24, 32, 40, 48, 56, 64]
         );
         assert_eq!(
             [offset_of!(Fault, step), offset_of!(Fault, found), offset_of!(Fault, limit), size_of::<Fault>()],
@@ -403,11 +404,12 @@ mod tests {
                 offset_of!(Linear, gain),
                 offset_of!(Linear, bias),
                 offset_of!(Linear, y),
+                offset_of!(Linear, adaptable),
                 offset_of!(Linear, epilogue_buffers),
                 offset_of!(Linear, epilogue),
                 size_of::<Linear>(),
             ],
-            [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128]
+            [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128, 136]
         );
         assert_eq!(
             [

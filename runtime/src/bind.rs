@@ -199,6 +199,15 @@ impl Bindings {
         isize::try_from(roomy.sizes[at]).ok().map(|bytes| bytes as usize)
     }
 
+    /// Becomes the bindings of the same call with fewer items: `extent` of them. Allocates nothing.
+    pub(crate) fn slice_of(&mut self, whole: &Bindings, program: &Program, symbol: usize, extent: u64) {
+        self.dims.copy_from_slice(&whole.dims);
+        self.dims[symbol] = extent;
+        self.stage = whole.stage;
+        // SAFETY: `Code::new` says that the function reads one dim per symbol and writes `sizes_len` sizes.
+        unsafe { (program.code().sizes)(self.dims.as_ptr(), self.sizes.as_mut_ptr()) };
+    }
+
     /// The dims of a tensor.
     pub(crate) fn shape(&self, tensor: &TensorSpec) -> &[u64] {
         &self.sizes[tensor.shape_at..tensor.shape_at + tensor.rank]

@@ -30,6 +30,7 @@ mod placement;
 mod profile;
 mod program;
 mod session;
+mod slices;
 mod stage;
 mod state;
 mod tensor;
@@ -49,8 +50,8 @@ pub use load::{Arriving, Base, LoadError, Model};
 pub use mapped::MappedFile;
 pub use profile::{Profile, StepProfile, engraft_mark};
 pub use program::{
-    AdaptableSpec, Binder, CarriedSpec, Code, Extent, ParamSpec, Program, ProgramError, ProgramSpec,
-    StagedSpec, SymbolSpec, TensorSpec,
+    AdaptableSpec, Binder, CarriedSpec, Code, Extent, ItemsSpec, ParamSpec, Program, ProgramError,
+    ProgramSpec, StagedSpec, SymbolSpec, TensorSpec,
 };
 pub use session::{CallError, Session};
 pub use stage::StageError;

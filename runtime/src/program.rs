@@ -92,6 +92,17 @@ pub struct CarriedSpec {
     pub extents: Vec<Extent>,
 }
 
+/// A batch that may be run in slices: a call on some of its items computes these items of the outputs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ItemsSpec {
+    /// The symbol of the batch, by its index; an input binds it.
+    pub symbol: usize,
+    /// The inputs whose first axis are the items, by their indices.
+    pub inputs: Vec<usize>,
+    /// The outputs whose first axis are the items, by their indices: all of them.
+    pub outputs: Vec<usize>,
+}
+
 /// A linear layer on which a bank may put adapters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdaptableSpec {
@@ -124,6 +135,8 @@ pub struct ProgramSpec {
     pub carried: Vec<CarriedSpec>,
     /// The layers that adapters may be put on, in the order in which code numbers them.
     pub adaptable: Vec<AdaptableSpec>,
+    /// The batch, if it may be run in slices.
+    pub items: Option<ItemsSpec>,
     /// The length of the sizes vector.
     pub sizes_len: usize,
     /// For each stage, where in the sizes vector the bytes of its arena are.
@@ -210,6 +223,12 @@ pub enum ProgramError {
         /// When it is said to be read.
         last_read: Stage,
     },
+    /// A batch whose symbol, inputs or outputs aren't there, or that can't be taken in slices.
+    #[error("the batch can't be taken in slices: {reason}")]
+    Items {
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// An adaptable layer whose weight isn't staged with the base.
     #[error(
         "the weight of adaptable layer `{module}` is staged value {weight}, which isn't one of stage base"
@@ -249,6 +268,8 @@ impl Code {
     ///   `sizes[arena_at[stage]]` bytes; and relies on no alignment beyond that of [`abi`](crate::abi).
     /// - An input that is carried and the output that it becomes have one address; the stage writes there only what lies
     ///   beyond the input.
+    /// - If the batch may be taken in slices: run on some neighbouring items of the inputs, with the symbol's extent their
+    ///   number, the call stage computes these items of the outputs, as it would run on all.
     /// - A product that says that it is adaptable is the layer of that number: of its extents, and with the panels that
     ///   the staged value holds.
     /// - It returns 0, or another value after filling the fault. It doesn't unwind, and ids from outside are checked
@@ -357,6 +378,7 @@ impl ProgramSpec {
         for (name, at) in ["base arena", "adapter arena", "call arena"].into_iter().zip(self.arena_at) {
             self.check_sizes(name, at, 1)?;
         }
+        self.check_items()?;
         for AdaptableSpec { module, extents_at, weight, .. } in &self.adaptable {
             self.check_sizes(module, *extents_at, 4)?;
             if self.staged.get(*weight).is_none_or(|staged| staged.stage != Stage::Base) {
@@ -365,6 +387,27 @@ impl ProgramSpec {
         }
         self.symbols.iter().try_for_each(|symbol| self.check_symbol(symbol))?;
         (0..self.carried.len()).try_for_each(|index| self.check_carried(index))
+    }
+
+    fn check_items(&self) -> Result<(), ProgramError> {
+        let Some(ItemsSpec { symbol, inputs, outputs }) = &self.items else { return Ok(()) };
+        let has_rank = |tensor: Option<&TensorSpec>| tensor.is_some_and(|tensor| tensor.rank > 0);
+        let bound_by = self.symbols.get(*symbol).map(|symbol| (symbol.bound_by, symbol.axis));
+        let is_bound = |&input: &usize| bound_by == Some((Binder::Input(input), 0));
+        let reason = if !inputs.iter().any(is_bound) {
+            "no first axis of its inputs binds the symbol"
+        } else if !self.carried.is_empty() {
+            "something is carried from call to call"
+        } else if !inputs.iter().all(|&input| has_rank(self.inputs.get(input))) {
+            "an input isn't there or has no axes"
+        } else if outputs.len() != self.outputs.len()
+            || !outputs.iter().all(|&output| has_rank(self.outputs.get(output)))
+        {
+            "an output isn't there, has no axes or has no items"
+        } else {
+            return Ok(());
+        };
+        Err(ProgramError::Items { reason })
     }
 
     fn check_carried(&self, index: usize) -> Result<(), ProgramError> {

@@ -6,10 +6,12 @@ use crate::bind::{BindError, Bindings};
 use crate::load::Model;
 use crate::memory::Buffer;
 use crate::profile::Profile;
-use crate::program::{Binder, TensorSpec};
+use crate::program::{Binder, ProgramSpec, TensorSpec};
+use crate::slices::Slices;
 use crate::stage::{self, StageError, Table};
 use crate::state::{State, StateError};
 use crate::tensor::{DType, Tensor};
+use std::ops::Range;
 
 /// Why a call can't be run. Everything but ids is checked before compiled code is entered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -96,15 +98,18 @@ pub struct Session {
     arena: Buffer,
     state: State,
     runs: Runs,
+    /// The bindings of a slice of the batch.
+    slice: Bindings,
     profile: Option<Profile>,
 }
 
 impl Session {
     pub(crate) fn new(model: Model) -> Session {
         let (bindings, table) = (model.bindings().clone(), model.table());
+        let slice = bindings.clone();
         let spec = model.program().spec();
         let (state, profile) = (State::new(spec), Profile::of(spec));
-        Session { model, bindings, table, arena: Buffer::EMPTY, state, runs: Runs::new(), profile }
+        Session { model, bindings, table, arena: Buffer::EMPTY, state, runs: Runs::new(), slice, profile }
     }
 
     /// The model it runs.
@@ -223,13 +228,7 @@ impl Session {
             return Err(CallError::OutputCount { expected, found: outputs.len() });
         }
         self.bindings.bind(program, Stage::Call, inputs, Some(&self.state))?;
-        take_adapters(&mut self.runs, rows, &self.model, &self.bindings)?;
-        let roomy = || {
-            let (at, rows) =
-                (spec.arena_at[Stage::Call as usize], |index, rows| self.state.rows_to_come(index, rows));
-            self.bindings.bytes_with_rows(program, at, rows).unwrap_or(0)
-        };
-        stage::grow_arena(&mut self.arena, spec, Stage::Call, &self.bindings, roomy)?;
+        check_adapters(rows, &self.model, &self.bindings)?;
         for ((binder, _), tensor) in spec.arriving(Stage::Call).zip(inputs) {
             self.table.set_arriving(binder, tensor.address());
         }
@@ -247,18 +246,47 @@ impl Session {
             self.table.set_arriving(Binder::Input(carried.input), address);
             self.table.set_output(carried.output, address);
         }
-        let adapters = Some(&self.runs).filter(|runs| !runs.are_bare());
-        // SAFETY: the bindings are bound by this call's tensors on top of the loaded ones; `rows` keeps the adapters, which
-        // have been checked; the table has the addresses of
+        // SAFETY: the bindings are bound by this call's tensors on top of the loaded ones; the table has the addresses of
         // what the model keeps, of the inputs, borrowed here, of the outputs, borrowed mutably and resized, and of what is
-        // carried, which is this session's own and has room for what it becomes.
-        unsafe {
-            let on = (&**self.model.base().context(), adapters);
-            let (arena, profile) = (&mut self.arena, self.profile.as_mut());
-            stage::run(program, Stage::Call, &self.bindings, &self.table, arena, on, profile)?;
-        }
+        // carried, which is this session's own and has room for what it becomes; `rows` keeps the adapters, which have been
+        // checked.
+        unsafe { self.run_slices(rows)? };
+        let spec = self.model.program().spec();
         for (index, carried) in spec.carried.iter().enumerate() {
             self.state.commit(index, self.bindings.shape(&spec.outputs[carried.output]));
+        }
+        Ok(())
+    }
+
+    /// Runs the call on all items, or, where the batch is large, on slices of it that leave more of it in the caches.
+    ///
+    /// # Safety
+    /// The bindings are those of a call, the table has the addresses of its tensors, and the adapters of `rows` are alive.
+    unsafe fn run_slices(&mut self, rows: &Rows) -> Result<(), CallError> {
+        let Self { model, bindings, table, arena, state, runs, slice, profile } = self;
+        let (program, on) = (model.program(), &**model.base().context());
+        let spec = program.spec();
+        let slices = Slices::of(spec, bindings, on.workers.threads());
+        let mut at = 0;
+        for items in slices.ranges(rows.len()) {
+            if let Some(batch) = slices.batch {
+                slice.slice_of(bindings, program, batch.symbol, items.len() as u64);
+                batch.advance(spec, bindings, table, items.start - at);
+                at = items.start;
+            }
+            let bindings = if slices.batch.is_some() { &*slice } else { &*bindings };
+            let roomy = || {
+                let (at, rows) =
+                    (spec.arena_at[Stage::Call as usize], |index, rows| state.rows_to_come(index, rows));
+                bindings.bytes_with_rows(program, at, rows).unwrap_or(0)
+            };
+            stage::grow_arena(arena, spec, Stage::Call, bindings, roomy)?;
+            take_adapters(runs, rows, items, spec, bindings)?;
+            let adapters = Some(&*runs).filter(|runs| !runs.are_bare());
+            // SAFETY: as the caller's; a slice's tensors are those items of the call's.
+            unsafe {
+                stage::run(program, Stage::Call, bindings, table, arena, (on, adapters), profile.as_mut())?
+            };
         }
         Ok(())
     }
@@ -298,10 +326,9 @@ impl Session {
     }
 }
 
-/// Checks a call's adapters and makes room for what they compute.
-fn take_adapters(runs: &mut Runs, rows: &Rows, model: &Model, bindings: &Bindings) -> Result<(), CallError> {
+/// Checks a call's adapters.
+fn check_adapters(rows: &Rows, model: &Model, bindings: &Bindings) -> Result<(), CallError> {
     let adaptable = &model.program().spec().adaptable;
-    runs.take(rows);
     if rows.is_empty() {
         return Ok(());
     }
@@ -312,13 +339,31 @@ fn take_adapters(runs: &mut Runs, rows: &Rows, model: &Model, bindings: &Binding
     if let Some(item) = rows.iter().position(|adapter| adapter.is_some_and(|adapter| is_foreign(adapter))) {
         return Err(CallError::ForeignAdapter { item });
     }
-    for (index, layer) in adaptable.iter().enumerate() {
-        let (items, item_rows) = (bindings.sizes[layer.extents_at], bindings.sizes[layer.extents_at + 1]);
+    for layer in adaptable {
+        let items = bindings.sizes[layer.extents_at];
         if items != rows.len() as u64 {
             let (module, expected, found) = (layer.module.clone(), items, rows.len());
             return Err(CallError::RowCount { module, expected, found });
         }
-        runs.reserve(index, (items as usize).saturating_mul(item_rows as usize))?;
+    }
+    Ok(())
+}
+
+/// Takes the adapters of these items and makes room for what they compute.
+fn take_adapters(
+    runs: &mut Runs,
+    rows: &Rows,
+    items: Range<usize>,
+    spec: &ProgramSpec,
+    bindings: &Bindings,
+) -> Result<(), BindError> {
+    runs.take(rows, items);
+    if runs.are_bare() {
+        return Ok(());
+    }
+    for (index, layer) in spec.adaptable.iter().enumerate() {
+        let [items, item_rows] = [0, 1].map(|at| bindings.sizes[layer.extents_at + at] as usize);
+        runs.reserve(index, items.saturating_mul(item_rows))?;
     }
     Ok(())
 }

@@ -63,6 +63,19 @@ impl Table {
         self.arriving = arriving;
     }
 
+    /// The address of an input or parameter.
+    pub(crate) fn arriving(&self, tensor: Binder) -> *mut u8 {
+        match tensor {
+            Binder::Input(index) => self.addresses[index],
+            Binder::Param(index) => self.addresses[self.params_at + index],
+        }
+    }
+
+    /// The address of an output.
+    pub(crate) fn output(&self, index: usize) -> *mut u8 {
+        self.addresses[self.outputs_at + index]
+    }
+
     pub(crate) fn set_staged(&mut self, index: usize, address: *mut u8) {
         self.addresses[self.staged_at + index] = address;
     }

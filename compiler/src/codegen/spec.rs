@@ -7,8 +7,8 @@ use crate::plan::{BufferId, Carried, Plan, STAGES, Storage, stage_index};
 use engraft_ir::{DType, Dim, Stage};
 use engraft_runtime::abi::Stage as RunStage;
 use engraft_runtime::{
-    AdaptableSpec, Binder, CarriedSpec, DType as RunDType, Extent, ParamSpec, ProgramSpec, StagedSpec,
-    SymbolSpec, TensorSpec,
+    AdaptableSpec, Binder, CarriedSpec, DType as RunDType, Extent, ItemsSpec, ParamSpec, ProgramSpec,
+    StagedSpec, SymbolSpec, TensorSpec,
 };
 
 pub(super) fn program_spec(plan: &Plan, layout: &mut SizesLayout) -> ProgramSpec {
@@ -49,7 +49,8 @@ pub(super) fn program_spec(plan: &Plan, layout: &mut SizesLayout) -> ProgramSpec
         })
         .collect();
     let steps = plan.steps.iter().map(|step| step.name.clone()).collect();
-    let (carried, adaptable) = (carried(plan), adaptable(plan, layout));
+    let (carried, adaptable, items) =
+        (carried(plan), adaptable(plan, layout), plan.items.map(|symbol| items(plan, symbol)));
     let (sizes_len, profiled) = (layout.len(), plan.profiled);
     ProgramSpec {
         symbols,
@@ -59,11 +60,22 @@ pub(super) fn program_spec(plan: &Plan, layout: &mut SizesLayout) -> ProgramSpec
         outputs,
         carried,
         adaptable,
+        items,
         sizes_len,
         arena_at,
         steps,
         profiled,
     }
+}
+
+fn items(plan: &Plan, symbol: usize) -> ItemsSpec {
+    let name = &plan.symbols[symbol].symbol;
+    let have = |buffers: &mut dyn Iterator<Item = BufferId>| {
+        let has = |buffer: BufferId| plan.buffer(buffer).ty.shape.symbols().contains(name);
+        buffers.enumerate().filter(|&(_, buffer)| has(buffer)).map(|(index, _)| index).collect()
+    };
+    let outputs = have(&mut plan.outputs.iter().map(|(_, buffer)| *buffer));
+    ItemsSpec { symbol, inputs: have(&mut plan.inputs.iter().copied()), outputs }
 }
 
 fn adaptable(plan: &Plan, layout: &mut SizesLayout) -> Vec<AdaptableSpec> {

@@ -9,6 +9,7 @@ pub mod check;
 mod cost;
 mod error;
 mod fuse;
+mod items;
 pub mod kernel;
 mod print;
 pub mod roofline;
@@ -123,6 +124,9 @@ pub struct Plan {
     pub outputs: Vec<(String, BufferId)>,
     /// What is carried from call to call.
     pub carried: Vec<Carried>,
+    /// The symbol, by its number, of a batch that may be run in slices: it leads the inputs and outputs that have it, and
+    /// each item of the outputs is computed from that item of the inputs alone.
+    pub items: Option<usize>,
     /// The constants, in order.
     pub constants: Vec<ConstantData>,
     /// The arena of each of [`STAGES`]: the bytes of each slot.

@@ -16,6 +16,9 @@ impl fmt::Display for Plan {
         for Carried { input, output } in &self.carried {
             writeln!(f, "carried: input {input} is the beginning of output {output}")?;
         }
+        if let Some(bound) = self.items.and_then(|items| self.symbols.get(items)) {
+            writeln!(f, "items: {}", bound.symbol)?;
+        }
         writeln!(f, "\nbuffers")?;
         for (index, buffer) in self.buffers.iter().enumerate() {
             writeln!(f, "  b{index} {buffer}")?;

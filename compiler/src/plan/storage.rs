@@ -2,6 +2,7 @@
 //! slots of its stage's arena, each slot as large as the largest of its buffers, whose lifetimes do not meet.
 //! Knows steps only by what they read and write.
 
+use super::items::items;
 use super::kernel::Kernel;
 use super::{
     BoundSymbol, Buffer, BufferId, Carried, ConstantData, Plan, STAGES, SlotId, Step, Storage, stage_index,
@@ -30,6 +31,7 @@ impl Draft {
             staged: Vec::new(),
             outputs: Vec::new(),
             carried: Vec::new(),
+            items: None,
             constants: Vec::new(),
             arenas: Default::default(),
             profiled: false,
@@ -99,6 +101,8 @@ impl Draft {
         self.plan.steps.sort_by_key(|step| step.stage);
         self.pair_carried(graph);
         self.bind_symbols(stages);
+        let items = items(graph, stages);
+        self.plan.items = items.and_then(|items| self.plan.symbols.iter().position(|b| b.symbol == items));
         self.stage_values();
         for stage in STAGES {
             self.plan.arenas[stage_index(stage)] = self.assign_slots(stage);

@@ -1,6 +1,7 @@
 //! Which adapter each item of a call's batch has: as the caller says it, and as runs of neighbours, which is how kernels
 //! see it. Knows nothing about names.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::adapter::Adapter;
@@ -95,10 +96,11 @@ impl Runs {
         Runs { runs: Vec::new(), hidden: Buffer::EMPTY }
     }
 
-    /// Takes the items of a call. Allocates only while there are more runs than ever before.
-    pub(crate) fn take(&mut self, rows: &Rows) {
+    /// Takes some items of a call. Allocates only while there are more runs than ever before.
+    pub(crate) fn take(&mut self, rows: &Rows, items: Range<usize>) {
         self.runs.clear();
-        for (item, adapter) in rows.iter().enumerate() {
+        let items = rows.items.get(items).unwrap_or_default();
+        for (item, adapter) in items.iter().map(Option::as_ref).enumerate() {
             let adapter = adapter.map(Arc::as_ptr);
             if self.runs.last().is_none_or(|run| run.adapter != adapter) {
                 self.runs.push(Run { first: item, adapter });

@@ -214,6 +214,7 @@ pub fn spec() -> ProgramSpec {
         ],
         carried: Vec::new(),
         adaptable: Vec::new(),
+        items: None,
         sizes_len: SIZES,
         // Loading needs no arena of its own; any size will do.
         arena_at: [10, 10, 13],
