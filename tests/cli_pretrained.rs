@@ -166,8 +166,8 @@ fn with_rows(recorded: &std::path::Path, rows: &std::path::Path) -> Vec<String> 
     let json = fs::read_to_string(recorded.join("case.json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let names = json["row_adapters"].as_array().unwrap().iter().map(|name| name.as_str().unwrap());
-    let lines: String = names.map(|name| format!("{}\n", name.replace("__base__", "-"))).collect();
-    fs::write(rows, lines).unwrap();
+    let lines: Vec<_> = names.map(|name| name.replace("__base__", "-")).collect();
+    fs::write(rows, lines.join("\n")).unwrap();
     let adapter = |name| format!("--adapter={name}={}", path(&recorded.join("adapters").join(name)));
     ["a", "b", "c"].map(adapter).into_iter().chain([format!("--rows={}", path(rows))]).collect()
 }

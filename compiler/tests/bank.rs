@@ -120,9 +120,12 @@ fn delta(update: &Update, (out, k): (usize, usize)) -> Vec<f64> {
     (0..out * k).map(|at| update.scale * element(at / k, at % k)).collect()
 }
 
-/// An adapter's updates in 64-bit floats: `s B A`, s times the bias of B, and the gain.
+/// An update in 64-bit floats: `s B A`, s times the bias of B, and the gain.
+type ExactUpdate = (Vec<f64>, Vec<f64>, Option<Vec<f64>>);
+
+/// An adapter in 64-bit floats.
 struct Exact {
-    updates: Vec<(Vec<f64>, Vec<f64>, Option<Vec<f64>>)>,
+    updates: Vec<ExactUpdate>,
     bias: Option<Vec<f64>>,
 }
 

@@ -155,7 +155,7 @@ fn slices_have_their_own_adapters_and_faults() {
         bank.load(&rank.to_string(), &weights).unwrap();
     }
     let name = |item: usize| (!item.is_multiple_of(4)).then(|| (item % 4).to_string());
-    let ids: Vec<i64> = (0..60 * 2048).map(|i| (i * 31 % 5) as i64).collect();
+    let ids: Vec<i64> = (0..60 * 2048_i64).map(|i| i * 31 % 5).collect();
     let mut session = model.session();
     let mut call = |ids: &[i64], rows: &Rows| {
         let ids = engraft_runtime::Tensor::i64(&[ids.len() / 2048, 2048], ids.to_vec()).unwrap();

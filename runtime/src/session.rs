@@ -285,8 +285,8 @@ impl Session {
             let adapters = Some(&*runs).filter(|runs| !runs.are_bare());
             // SAFETY: as the caller's; a slice's tensors are those items of the call's.
             unsafe {
-                stage::run(program, Stage::Call, bindings, table, arena, (on, adapters), profile.as_mut())?
-            };
+                stage::run(program, Stage::Call, bindings, table, arena, (on, adapters), profile.as_mut())?;
+            }
         }
         Ok(())
     }

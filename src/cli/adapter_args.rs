@@ -58,7 +58,7 @@ pub enum Adapters {
     /// There is none.
     None,
     /// One for all, and the directory it came from.
-    One(PathBuf, PeftAdapter),
+    One(PathBuf, Box<PeftAdapter>),
     /// Each row has its own, or none.
     Rows(AdapterRows),
 }
@@ -79,14 +79,14 @@ impl AdapterRows {
     ///
     /// # Errors
     /// One does not fit, or they cannot follow each other.
-    pub fn load<E: Into<CliError>>(
+    pub fn load(
         &self,
         bank: &Bank,
-        weights: impl Fn(&Path, &PeftAdapter) -> Result<AdapterWeights, E>,
+        weights: impl Fn(&Path, &PeftAdapter) -> Result<AdapterWeights, CliError>,
     ) -> Result<(), CliError> {
         let mut each = BTreeMap::new();
         for (name, path, adapter) in &self.adapters {
-            each.insert(name.as_str(), weights(path, adapter).map_err(Into::into)?);
+            each.insert(name.as_str(), weights(path, adapter)?);
         }
         let wanted: BTreeSet<&String> = self.rows.iter().flatten().collect();
         for row in wanted {
@@ -119,7 +119,7 @@ impl AdapterArgs {
     pub fn read(&self) -> Result<Adapters, CliError> {
         match (&self.rows, self.adapter.as_slice()) {
             (None, []) => Ok(Adapters::None),
-            (None, [one]) => Ok(Adapters::One(one.path.clone(), self.open(&one.path)?)),
+            (None, [one]) => Ok(Adapters::One(one.path.clone(), Box::new(self.open(&one.path)?))),
             (None, _) => Err(CliError::NoRows),
             (Some(path), _) => Ok(Adapters::Rows(self.with_rows(path)?)),
         }

@@ -46,7 +46,7 @@ impl ModelArgs {
     pub fn read(&self) -> Result<Model, CliError> {
         let (adapter, rows) = match self.adapter.read()? {
             Adapters::None => (None, None),
-            Adapters::One(path, adapter) => (Some((path, adapter)), None),
+            Adapters::One(path, adapter) => (Some((path, *adapter)), None),
             Adapters::Rows(rows) => (None, Some(rows)),
         };
         let model =
@@ -126,7 +126,7 @@ impl Model {
     pub fn adapters_on(&self, base: &Base) -> Result<Rows, CliError> {
         let Some(rows) = &self.rows else { return Ok(Rows::default()) };
         let bank = Bank::new(base.clone());
-        rows.load(&bank, |path, adapter| -> Result<_, CliError> {
+        rows.load(&bank, |path, adapter| {
             let fitted = self.architecture.as_ref().map(|architecture| architecture.fit_adapter(adapter));
             let fitted = fitted
                 .transpose()

@@ -36,14 +36,14 @@ impl PretrainedArgs {
         let model = Pretrained::open(&self.model)?;
         let (model, rows) = match self.adapter.read()? {
             Adapters::None => (model, None),
-            Adapters::One(path, adapter) => (model.with_adapter(&path, adapter), None),
+            Adapters::One(path, adapter) => (model.with_adapter(&path, *adapter), None),
             Adapters::Rows(rows) => (model, Some(rows)),
         };
         let options = CompileOptions { merge: self.merge, bank: rows.is_some(), ..options };
         let model = model.compile(options)?;
         if let Some(rows) = &rows {
             let bank = model.bank()?;
-            rows.load(bank.runtime(), |path, adapter| bank.updates(path, adapter))?;
+            rows.load(bank.runtime(), |path, adapter| Ok(bank.updates(path, adapter)?))?;
         }
         Ok(Ready { model, rows })
     }

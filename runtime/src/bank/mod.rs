@@ -43,7 +43,7 @@ pub enum BankError {
         /// Its name.
         name: String,
         /// Why.
-        source: AdapterError,
+        source: Box<AdapterError>,
     },
 }
 
@@ -151,7 +151,9 @@ impl Bank {
 
     fn make(&self, name: &str, weights: &AdapterWeights) -> Result<Arc<Adapter>, BankError> {
         let adapter = Adapter::new(&self.base, weights);
-        adapter.map(Arc::new).map_err(|source| BankError::Adapter { name: name.to_owned(), source })
+        adapter
+            .map(Arc::new)
+            .map_err(|source| BankError::Adapter { name: name.to_owned(), source: Box::new(source) })
     }
 
     fn snapshot(&self) -> Arc<Adapters> {
