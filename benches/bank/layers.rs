@@ -32,8 +32,9 @@ const BARE: usize = 0;
 const EACH: usize = 1;
 const HALF: usize = 5;
 
-/// How long the timed calls of a turn take together at least.
-const TURN: Duration = Duration::from_millis(1);
+/// How long the untimed calls of a turn take together at least, and then the timed ones.
+const UNTIMED: Duration = Duration::from_micros(500);
+const TIMED: Duration = Duration::from_millis(1);
 /// Rounds at least and at most.
 const ROUNDS: [usize; 2] = [7, 101];
 
@@ -174,10 +175,10 @@ impl Layer {
     }
 }
 
-/// The median over turns of a call's time, in milliseconds. A turn begins with a call that isn't timed, which brings back to
+/// The median over turns of a call's time, in milliseconds. A turn begins with calls that aren't timed, which bring back to
 /// the caches what the others have driven out; each round begins with another contender.
 fn medians(contenders: &mut [Contender], x: &runtime::Tensor, budget: Duration) -> Vec<f64> {
-    let timed = |contender: &mut Contender, calls: u32| {
+    let turn = |contender: &mut Contender, calls: u32| {
         let begun = Instant::now();
         for _ in 0..calls {
             contender.call(x);
@@ -185,8 +186,8 @@ fn medians(contenders: &mut [Contender], x: &runtime::Tensor, budget: Duration) 
         begun.elapsed() / calls
     };
     let calls = |contender: &mut Contender| {
-        contender.call(x);
-        TURN.as_nanos().div_ceil(timed(contender, 1).as_nanos().max(100)) as u32
+        let once = turn(contender, 1).as_nanos().max(100);
+        [UNTIMED, TIMED].map(|time| time.as_nanos().div_ceil(once) as u32)
     };
     let calls: Vec<_> = contenders.iter_mut().map(calls).collect();
     let mut times: Vec<_> = contenders.iter().map(|_| Times::default()).collect();
@@ -194,8 +195,9 @@ fn medians(contenders: &mut [Contender], x: &runtime::Tensor, budget: Duration) 
     while round < ROUNDS[0] || (round < ROUNDS[1] && begun.elapsed() < budget) {
         for place in 0..contenders.len() {
             let index = (place + round) % contenders.len();
-            contenders[index].call(x);
-            times[index].push(timed(&mut contenders[index], calls[index]));
+            let [untimed, timed] = calls[index];
+            turn(&mut contenders[index], untimed);
+            times[index].push(turn(&mut contenders[index], timed));
         }
         round += 1;
     }
