@@ -75,14 +75,17 @@ fn main() {
         }
         sections.push(section);
     };
-    if wanted(Part::Layers) {
-        layers::measure(args.bench, Duration::from_secs_f64(args.seconds), &mut done);
-    }
-    for part in [Part::Swap, Part::Many, Part::Soak].into_iter().filter(|part| wanted(*part)) {
-        // A model of its own for each part, so that none inherits another's memory. Whoever opens it says why it can't be.
-        let Some(minilm) = MiniLm::open() else { break };
+    let budget = Duration::from_secs_f64(args.seconds);
+    // The one that measures how a process grows comes first: it would grow into what others have freed.
+    for part in [Part::Many, Part::Layers, Part::Swap, Part::Soak].into_iter().filter(|part| wanted(*part)) {
+        if part == Part::Layers {
+            layers::measure(args.bench, budget, &mut done);
+            continue;
+        }
+        // Whoever opens it says why it can't be.
+        let Some(minilm) = MiniLm::open() else { continue };
         done(match part {
-            Part::Many => many::measure(&minilm, args.adapters, Duration::from_secs_f64(args.seconds)),
+            Part::Many => many::measure(&minilm, args.adapters, budget),
             Part::Soak => soak::measure(&minilm, Duration::from_secs_f64(args.soak)),
             _ => swap::measure(&minilm, args.swaps),
         });
