@@ -3,7 +3,8 @@
 #
 #   benches/peers/run.sh                                     the whole grid of layers, into docs/benchmarks/
 #   benches/peers/run.sh --models                            whole models, into docs/benchmarks/
-#   benches/peers/run.sh --quick [--models]                  a few points, into benches/peers/target/results/
+#   benches/peers/run.sh --mixed                             rows with different adapters, into docs/benchmarks/
+#   benches/peers/run.sh --quick [--models | --mixed]        a few points, into benches/peers/target/results/
 #   benches/peers/run.sh --shape 768x768 --batch 1,8 --threads 1
 set -euo pipefail
 models=$(realpath --canonicalize-missing "${ENGRAFT_MODELS:-$(dirname "${BASH_SOURCE[0]}")/../../target/models}")

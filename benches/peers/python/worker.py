@@ -44,6 +44,10 @@ class Worker:
         torch.set_num_threads(threads)
         self.contenders, self.outputs = layer.contenders(arrays, rank, int(alpha), batch), {}
 
+    def mixed_layer(self, arrays, rank, alpha, batch, threads):
+        torch.set_num_threads(threads)
+        self.contenders, self.outputs = layer.mixed_contenders(arrays, rank, int(alpha), batch), {}
+
     def adapter(self, model, adapter):
         bert.write_adapter(model, adapter)
 

@@ -83,6 +83,14 @@ pub enum Who {
     Merged,
     /// Ours: DoRA whose A, B and m come with each call.
     Live,
+    /// Ours: a bank of adapters, none of which any row has.
+    BankBare,
+    /// Ours: a bank, each row with one of few DoRA adapters.
+    BankDora,
+    /// The same with LoRA adapters.
+    BankLora,
+    /// Ours: a bank, each row with a DoRA adapter of its own.
+    BankOwn,
     /// ONNX Runtime on the merged weights.
     OnnxRuntime,
     /// The same on a model in its own fused operators.
@@ -99,6 +107,10 @@ pub enum Who {
     PeftCompiled,
     /// PEFT, unmerged, with its cache of norms, which is off unless it is asked for.
     PeftCached,
+    /// PEFT, each row with one of few LoRA adapters.
+    PeftMixed,
+    /// The same through `torch.compile`.
+    PeftMixedCompiled,
     /// The tile of our product, out of the first-level cache: what a core can compute at most.
     Tile,
     /// A plain read of memory: what it can deliver at most.
@@ -112,15 +124,25 @@ pub enum Meaning {
     Base,
     /// With the adapter.
     Adapted,
+    /// Each row with one of few DoRA adapters.
+    FewDora,
+    /// Each row with one of few LoRA adapters.
+    FewLora,
+    /// Each row with a DoRA adapter of its own.
+    OwnDora,
 }
 
 impl Who {
     /// Everybody, in the order of tables.
-    pub const ALL: [Who; 14] = [
+    pub const ALL: [Who; 20] = [
         Who::Dense,
         Who::Dora,
         Who::Merged,
         Who::Live,
+        Who::BankBare,
+        Who::BankDora,
+        Who::BankLora,
+        Who::BankOwn,
         Who::OnnxRuntime,
         Who::OnnxRuntimeFused,
         Who::OpenVino,
@@ -129,6 +151,8 @@ impl Who {
         Who::Peft,
         Who::PeftCompiled,
         Who::PeftCached,
+        Who::PeftMixed,
+        Who::PeftMixedCompiled,
         Who::Tile,
         Who::Read,
     ];
@@ -140,6 +164,10 @@ impl Who {
             Who::Dora => "Engraft, DoRA",
             Who::Merged => "Engraft, merged",
             Who::Live => "Engraft, live norms",
+            Who::BankBare => "Engraft, a bank, no row adapted",
+            Who::BankDora => "Engraft, 8 DoRA adapters in turn",
+            Who::BankLora => "Engraft, 8 LoRA adapters in turn",
+            Who::BankOwn => "Engraft, each row its own DoRA",
             Who::OnnxRuntime => "ONNX Runtime, merged",
             Who::OnnxRuntimeFused => "ONNX Runtime, merged, its own operators",
             Who::OpenVino => "OpenVINO, merged",
@@ -148,6 +176,8 @@ impl Who {
             Who::Peft => "PEFT",
             Who::PeftCompiled => "PEFT, torch.compile",
             Who::PeftCached => "PEFT, cached norms",
+            Who::PeftMixed => "PEFT, 8 LoRA adapters in turn",
+            Who::PeftMixedCompiled => "PEFT, torch.compile, 8 LoRA adapters in turn",
             Who::Tile => "the tile, out of L1",
             Who::Read => "a plain read of the weights",
         }
@@ -156,7 +186,10 @@ impl Who {
     /// What it computes, if it computes the workload.
     pub fn meaning(self) -> Option<Meaning> {
         match self {
-            Who::Dense => Some(Meaning::Base),
+            Who::Dense | Who::BankBare => Some(Meaning::Base),
+            Who::BankDora => Some(Meaning::FewDora),
+            Who::BankLora | Who::PeftMixed | Who::PeftMixedCompiled => Some(Meaning::FewLora),
+            Who::BankOwn => Some(Meaning::OwnDora),
             Who::Tile | Who::Read => None,
             _ => Some(Meaning::Adapted),
         }

@@ -18,10 +18,8 @@ pub struct Truth {
     pub width: usize,
     /// Which rows.
     pub rows: Vec<usize>,
-    /// These rows by the base alone.
-    pub base: Vec<f64>,
-    /// These rows with the adapter.
-    pub adapted: Vec<f64>,
+    /// These rows, for each meaning that somebody computes.
+    pub expected: Vec<(Meaning, Vec<f64>)>,
 }
 
 /// Who competes in what.
@@ -39,11 +37,8 @@ pub struct Contest<'a> {
 }
 
 impl Truth {
-    fn of(&self, meaning: Meaning) -> &[f64] {
-        match meaning {
-            Meaning::Base => &self.base,
-            Meaning::Adapted => &self.adapted,
-        }
+    fn of(&self, wanted: Meaning) -> Option<&[f64]> {
+        self.expected.iter().find(|(meaning, _)| *meaning == wanted).map(|(_, rows)| rows.as_slice())
     }
 }
 
@@ -61,7 +56,7 @@ impl<'a> Contest<'a> {
         let bounds = work.bounds(&times);
         let point = Point { workload: self.workload, times, bounds };
         let first = |who| point.median(who, 1).map(|time| format!("; {} {time:.1} us", who.title()));
-        let times: String = [Who::Dense, Who::Dora].into_iter().filter_map(first).collect();
+        let times: String = [Who::Dense, Who::Dora, Who::BankOwn].into_iter().filter_map(first).collect();
         eprintln!("{}: all agree{times}", self.workload);
         Ok(point)
     }
@@ -85,7 +80,8 @@ impl<'a> Contest<'a> {
             };
             let checked: Vec<f32> =
                 rows.iter().flat_map(|row| &output[row * width..][..width]).copied().collect();
-            agree(&checked, self.truth.of(meaning), said_by)?;
+            let truth = self.truth.of(meaning).ok_or_else(|| Error::NoTruth { who: who(), said_by })?;
+            agree(&checked, truth, said_by)?;
             match firsts.iter().find(|(known, _)| *known == meaning) {
                 Some((_, first)) => agree(&output, first, "Engraft")?,
                 None => firsts.push((meaning, output.into_iter().map(f64::from).collect())),

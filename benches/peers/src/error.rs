@@ -50,6 +50,9 @@ pub enum Error {
     /// Ours: calling.
     #[error(transparent)]
     Call(#[from] engraft::runtime::CallError),
+    /// Ours: adapters by name.
+    #[error(transparent)]
+    Bank(#[from] engraft::runtime::BankError),
     /// Ours: threads and kernels.
     #[error(transparent)]
     Context(#[from] engraft::runtime::ContextError),
@@ -92,6 +95,14 @@ pub enum Error {
         with: &'static str,
         /// By how much.
         agreement: Agreement,
+    },
+    /// Somebody computes what nobody said.
+    #[error("{who} computes what {said_by} does not say")]
+    NoTruth {
+        /// Who.
+        who: String,
+        /// Who should say it.
+        said_by: &'static str,
     },
     /// An output of another size.
     #[error("{who} gives {found} elements, expected {expected}")]

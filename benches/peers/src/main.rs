@@ -8,6 +8,7 @@ mod contest;
 mod error;
 mod layers;
 mod machine;
+mod mixed;
 mod models;
 mod onnx_runtime;
 mod open_vino;
@@ -39,6 +40,9 @@ struct Args {
     /// Whole models instead of single layers, with one thread
     #[arg(long, conflicts_with_all = ["shape", "batch", "threads"])]
     models: bool,
+    /// A batch whose rows have different adapters, on single layers, with one thread
+    #[arg(long, conflicts_with_all = ["models", "shape", "batch", "threads"])]
+    mixed: bool,
     /// Where `tests/fetch_models.sh` puts the models
     #[arg(long, value_name = "DIR")]
     model_files: PathBuf,
@@ -66,6 +70,14 @@ struct Args {
 }
 
 impl Args {
+    fn suite(&self) -> Suite {
+        match (self.models, self.mixed) {
+            (true, _) => Suite::Models,
+            (_, true) => Suite::Mixed,
+            _ => Suite::Layers,
+        }
+    }
+
     fn grid(&self) -> Grid {
         let mut grid = if self.quick { Grid::quick() } else { Grid::whole() };
         let chosen = |given: &[usize], default: Vec<usize>| {
@@ -96,10 +108,11 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<(), Error> {
     let start = Instant::now();
-    let (grid, suite) = (args.grid(), if args.models { Suite::Models } else { Suite::Layers });
+    let (grid, suite) = (args.grid(), args.suite());
     let (threads, is_whole, seconds) = match suite {
         Suite::Layers => (grid.threads.clone(), grid.is_whole(), 6.0),
         Suite::Models => (vec![1], !args.quick, 60.0),
+        Suite::Mixed => (vec![1], !args.quick, 6.0),
     };
     let budget = Duration::from_secs_f64(args.seconds.unwrap_or(seconds).clamp(0.1, 600.0));
     let session = Session::open(&args.venv, &threads)?;
@@ -108,6 +121,7 @@ fn run(args: &Args) -> Result<(), Error> {
     let points = match suite {
         Suite::Layers => layers::points(&session, &grid, budget)?,
         Suite::Models => models::points(&session, &args.model_files, args.quick, budget)?,
+        Suite::Mixed => mixed::points(&session, args.quick, budget)?,
     };
     let ratios = targets::ratios(&points, &threads);
     let directory = if is_whole { args.results.join(machine.kind()) } else { args.partial_results.clone() };

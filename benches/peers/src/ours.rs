@@ -3,12 +3,13 @@
 use crate::contender::Call;
 use crate::error::Error;
 use engraft::runtime::abi::Stage;
-use engraft::runtime::{DType, Model, Session, Tensor};
+use engraft::runtime::{DType, Model, Rows, Session, Tensor};
 
 /// It, and a session of its own.
 pub struct Loaded<'a> {
     session: Session,
     inputs: Vec<&'a Tensor>,
+    rows: Rows,
     output: [Tensor; 1],
 }
 
@@ -24,7 +25,13 @@ impl<'a> Loaded<'a> {
             find(&spec.name).ok_or_else(missing)
         });
         let inputs = found.collect::<Result<_, _>>()?;
-        Ok(Self { session: model.session(), inputs, output: [Tensor::empty(DType::F32)] })
+        let (session, rows) = (model.session(), Rows::default());
+        Ok(Self { session, inputs, rows, output: [Tensor::empty(DType::F32)] })
+    }
+
+    /// The same with these adapters on the rows of its batch.
+    pub fn with_rows(self, rows: Rows) -> Self {
+        Self { rows, ..self }
     }
 
     /// What it carries from call to call.
@@ -35,7 +42,7 @@ impl<'a> Loaded<'a> {
 
 impl Call for Loaded<'_> {
     fn call(&mut self) -> Result<(), Error> {
-        Ok(self.session.run_into(&self.inputs, &mut self.output)?)
+        Ok(self.session.run_rows_into(&self.inputs, &self.rows, &mut self.output)?)
     }
 
     fn output(&self) -> Result<Vec<f32>, Error> {

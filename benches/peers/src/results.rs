@@ -15,6 +15,8 @@ pub enum Suite {
     Layers,
     /// Whole models.
     Models,
+    /// Layers whose rows have adapters of their own.
+    Mixed,
 }
 
 impl Suite {
@@ -23,6 +25,7 @@ impl Suite {
         match self {
             Suite::Layers => "results",
             Suite::Models => "models",
+            Suite::Mixed => "mixed",
         }
     }
 
@@ -31,6 +34,7 @@ impl Suite {
         match self {
             Suite::Layers => "Engraft beside its peers",
             Suite::Models => "Engraft beside its peers: whole models",
+            Suite::Mixed => "Engraft beside its peers: an adapter for each row",
         }
     }
 }

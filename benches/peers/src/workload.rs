@@ -15,6 +15,13 @@ pub enum Workload {
         /// The rows of x.
         batch: usize,
     },
+    /// A linear layer, each row with an adapter of its own choice.
+    Mixed {
+        /// The layer.
+        shape: Shape,
+        /// The rows of x.
+        batch: usize,
+    },
     /// A whole encoder.
     Encode {
         /// The model's name.
@@ -39,7 +46,7 @@ impl Workload {
     /// What it is, apart from its size.
     pub fn subject(self) -> String {
         match self {
-            Self::Layer { shape, .. } => shape.to_string(),
+            Self::Layer { shape, .. } | Self::Mixed { shape, .. } => shape.to_string(),
             Self::Encode { model, .. } => format!("{model}, DoRA on all linear layers"),
             Self::Decode { model, bytes, .. } => {
                 format!("{model}, one token, {:.1} MB of weights", bytes as f64 / 1e6)
@@ -50,7 +57,7 @@ impl Workload {
     /// What its size is counted in.
     pub fn unit(self) -> &'static str {
         match self {
-            Self::Layer { .. } => "batch",
+            Self::Layer { .. } | Self::Mixed { .. } => "batch",
             Self::Encode { .. } => "tokens",
             Self::Decode { .. } => "tokens before",
         }
@@ -59,7 +66,7 @@ impl Workload {
     /// Its size: `8`, or rows and their tokens, `8x32`.
     pub fn size(self) -> String {
         match self {
-            Self::Layer { batch, .. } => batch.to_string(),
+            Self::Layer { batch, .. } | Self::Mixed { batch, .. } => batch.to_string(),
             Self::Encode { batch, tokens, .. } => format!("{batch}x{tokens}"),
             Self::Decode { past, .. } => past.to_string(),
         }
@@ -68,7 +75,7 @@ impl Workload {
     /// The rows that linear layers see.
     pub fn rows(self) -> usize {
         match self {
-            Self::Layer { batch, .. } => batch,
+            Self::Layer { batch, .. } | Self::Mixed { batch, .. } => batch,
             Self::Encode { batch, tokens, .. } => batch * tokens,
             Self::Decode { .. } => 1,
         }

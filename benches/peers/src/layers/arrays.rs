@@ -1,7 +1,6 @@
 //! The arrays of a layer, the same for everybody, and what it should compute, in f64. Knows nothing about contenders.
 
 use super::Shape;
-use crate::contender::Meaning;
 use crate::error::Error;
 use engraft::import::safetensors;
 use engraft::runtime::{Tensor, Weights};
@@ -87,11 +86,11 @@ impl Layer {
         (0..count).map(move |i| if count == 1 { 0 } else { i * (batch - 1) / (count - 1) })
     }
 
-    /// What these rows of y should be.
+    /// What the checked rows of y should be, with the adapter or by the base alone.
     ///
     /// # Errors
     /// The layer's own arrays are not what they are.
-    pub fn expected(&self, meaning: Meaning, batch: usize) -> Result<Vec<f64>, Error> {
+    pub fn expected(&self, is_adapted: bool, batch: usize) -> Result<Vec<f64>, Error> {
         let inputs = self.shape.inputs;
         let (bias, weight) = (self.array("bias")?, self.array("weight")?);
         let mut expected = Vec::with_capacity(CHECKED_ROWS * self.shape.outputs);
@@ -99,9 +98,10 @@ impl Layer {
             let x = &self.rows[row * inputs..][..inputs];
             for (output, &bias) in bias.iter().enumerate() {
                 let range = output * inputs..(output + 1) * inputs;
-                let product: f64 = match meaning {
-                    Meaning::Base => dot(x, weight[range].iter().map(|&w| f64::from(w))),
-                    Meaning::Adapted => dot(x, self.merged[range].iter().copied()),
+                let product: f64 = if is_adapted {
+                    dot(x, self.merged[range].iter().copied())
+                } else {
+                    dot(x, weight[range].iter().map(|&w| f64::from(w)))
                 };
                 expected.push(product + f64::from(bias));
             }

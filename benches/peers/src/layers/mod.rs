@@ -73,8 +73,10 @@ fn truth(layer: &Layer, batch: usize) -> Result<Truth, Error> {
         said_by: "the layer in f64",
         width: layer.shape.outputs,
         rows: Layer::checked_rows(batch).collect(),
-        base: layer.expected(Meaning::Base, batch)?,
-        adapted: layer.expected(Meaning::Adapted, batch)?,
+        expected: vec![
+            (Meaning::Base, layer.expected(false, batch)?),
+            (Meaning::Adapted, layer.expected(true, batch)?),
+        ],
     })
 }
 

@@ -2,7 +2,7 @@
 //! it must touch.
 
 use super::{find, one_thread, weights};
-use crate::contender::{Call, Entry, Who};
+use crate::contender::{Call, Entry, Meaning, Who};
 use crate::contest::{Contest, Truth};
 use crate::error::Error;
 use crate::ours::Loaded;
@@ -91,7 +91,6 @@ fn truth(session: &Session, file: &Path, pretrained: &Pretrained, ids: &[i64]) -
         said_by: "transformers in f64",
         width: logits.len(),
         rows: vec![0],
-        base: logits,
-        adapted: Vec::new(),
+        expected: vec![(Meaning::Base, logits)],
     })
 }

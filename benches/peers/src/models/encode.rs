@@ -2,7 +2,7 @@
 //! PEFT merged; ours merge for themselves.
 
 use super::{find, one_thread, weights};
-use crate::contender::{Entry, Who};
+use crate::contender::{Entry, Meaning, Who};
 use crate::contest::{Contest, Truth};
 use crate::error::Error;
 use crate::ours::Loaded;
@@ -156,7 +156,6 @@ fn truth(session: &Session, batch: &Batch, width: usize) -> Result<Truth, Error>
         said_by: "PEFT in f64",
         width,
         rows: (0..batch.size.batch * batch.size.tokens).collect(),
-        base: array("base")?,
-        adapted: array("adapted")?,
+        expected: vec![(Meaning::Base, array("base")?), (Meaning::Adapted, array("adapted")?)],
     })
 }

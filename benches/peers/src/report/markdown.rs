@@ -101,7 +101,7 @@ fn times(page: &mut String, results: &Results) {
 
 /// The tile's time means nothing beside the others', nor does that of a read of more than a layer.
 fn is_shown(suite: Suite, who: Who) -> bool {
-    who != Who::Tile && !(who == Who::Read && suite == Suite::Layers)
+    who != Who::Tile && !(who == Who::Read && suite != Suite::Models)
 }
 
 fn cell(point: &Point, who: Who, threads: usize) -> String {

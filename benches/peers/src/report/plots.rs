@@ -36,7 +36,13 @@ const fn series(who: &'static [Who], title: &'static str, color: RGBColor, width
 }
 
 /// The lines of times, the first drawn first.
-const TIMES: [Series; 9] = [
+const TIMES: [Series; 15] = [
+    series(&[Who::PeftMixedCompiled], "PEFT, torch.compile, 8 LoRA", PURPLE, 2),
+    series(&[Who::PeftMixed], "PEFT, 8 LoRA", VERMILION, 2),
+    series(&[Who::BankLora], "Engraft, 8 LoRA", GREEN, 2),
+    series(&[Who::BankDora], "Engraft, 8 DoRA", SKY, 2),
+    series(&[Who::BankBare], "Engraft, no row adapted", GREY, 2),
+    series(&[Who::BankOwn], "Engraft, own DoRA", BLUE, 4),
     series(&[Who::PeftCompiled], "PEFT, torch.compile", PURPLE, 2),
     series(&[Who::Peft], "PEFT", VERMILION, 2),
     series(&[Who::PeftCached], "PEFT, cached norms", GREY, 2),
@@ -75,6 +81,7 @@ pub fn draw(results: &Results, directory: &Path) -> Result<Vec<Plot>, Error> {
         let workload = points[0].workload;
         let file = match workload {
             Workload::Layer { shape, .. } => format!("time-{}.svg", shape.slug()),
+            Workload::Mixed { shape, .. } => format!("mixed-{}-r{}.svg", shape.slug(), shape.rank),
             Workload::Encode { model, .. } => format!("time-{model}.svg"),
             // One size, and nobody beside us.
             Workload::Decode { .. } => continue,
@@ -93,7 +100,11 @@ pub fn draw(results: &Results, directory: &Path) -> Result<Vec<Plot>, Error> {
 
 /// How the axis of rows is called.
 fn rows(workload: Workload) -> &'static str {
-    if matches!(workload, Workload::Layer { .. }) { "batch (rows)" } else { "tokens in all rows" }
+    if matches!(workload, Workload::Layer { .. } | Workload::Mixed { .. }) {
+        "batch (rows)"
+    } else {
+        "tokens in all rows"
+    }
 }
 
 /// A panel for each number of threads, over the same range of times.

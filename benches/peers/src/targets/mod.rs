@@ -1,6 +1,7 @@
 //! What the times should be, as ratios of each other, and whether they are. Knows nothing about how they came about.
 
 mod layers;
+mod mixed;
 mod models;
 
 use crate::results::Point;
@@ -9,7 +10,7 @@ use serde::Serialize;
 
 /// All targets.
 pub fn all() -> impl Iterator<Item = &'static Target> {
-    layers::TARGETS.iter().chain(&models::TARGETS)
+    layers::TARGETS.iter().chain(&models::TARGETS).chain(&mixed::TARGETS)
 }
 
 /// A ratio that should be small, or a speedup that should be large.
@@ -149,6 +150,32 @@ mod tests {
                 (8, against_peers, Bound::AtMost(0.75), false),
             ]
         );
+    }
+
+    #[test]
+    fn mixed_batches_have_targets_of_their_own() {
+        let times = vec![
+            times(Who::Dense, 1, 100.0),
+            times(Who::BankBare, 1, 101.0),
+            times(Who::BankDora, 1, 115.0),
+            times(Who::BankLora, 1, 105.0),
+            times(Who::BankOwn, 1, 120.0),
+            times(Who::PeftMixed, 1, 300.0),
+        ];
+        let workload =
+            |(size, rank)| Workload::Mixed { shape: Shape { inputs: size, outputs: size, rank }, batch: 8 };
+        let workloads = [(768, 16), (4096, 16), (4096, 8)].map(workload);
+        let point = |workload| Point { workload, times: times.clone(), bounds: BOUNDS };
+        let found: Vec<_> = ratios(&workloads.map(point), &[1])
+            .into_iter()
+            .map(|r| (r.workload, r.value, r.target, r.met))
+            .collect();
+        let each = |value, bound, met| workloads.map(|workload| (workload, value, Bound::AtMost(bound), met));
+        let own =
+            [(workloads[0], 1.2, Bound::AtMost(1.25), true), (workloads[1], 1.2, Bound::AtMost(1.15), false)];
+        let expected =
+            [&own[..], &each(0.35, 0.35, true), &each(115.0 / 300.0, 0.35, false), &each(1.01, 1.03, true)];
+        assert_eq!(found, expected.concat());
     }
 
     #[test]
