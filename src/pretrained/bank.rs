@@ -2,7 +2,7 @@
 
 use super::PretrainedError;
 use crate::import::models::Architecture;
-use crate::import::peft::{PeftAdapter, updates};
+use crate::import::peft::{AdaptableLayers, PeftAdapter};
 use crate::runtime::{Adapter, AdapterWeights, Bank, Base, Rows};
 use engraft_ir::Graph;
 use std::path::Path;
@@ -12,14 +12,13 @@ use std::sync::Arc;
 /// while calls run, and nothing is ever compiled.
 pub struct AdapterBank {
     architecture: Architecture,
-    /// The graph with its adaptable layers.
-    graph: Graph,
+    layers: AdaptableLayers,
     bank: Bank,
 }
 
 impl AdapterBank {
-    pub(super) fn new(architecture: Architecture, graph: Graph, base: Base) -> Self {
-        Self { architecture, graph, bank: Bank::new(base) }
+    pub(super) fn new(architecture: Architecture, graph: &Graph, base: Base) -> Self {
+        Self { architecture, layers: AdaptableLayers::new(graph), bank: Bank::new(base) }
     }
 
     /// Loads the adapter in a directory under a new name.
@@ -77,7 +76,8 @@ impl AdapterBank {
         let fitted = self.architecture.fit_adapter(adapter);
         let (adapter, _) =
             fitted.map_err(|source| PretrainedError::Tensors { path: path.to_owned(), source })?;
-        updates(&self.graph, &adapter)
+        self.layers
+            .updates(&adapter)
             .map_err(|source| PretrainedError::Attach { path: path.to_owned(), source: Box::new(source) })
     }
 

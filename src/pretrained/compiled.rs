@@ -46,7 +46,7 @@ impl CompiledModel {
         pretrained.forget_weights();
         let model = loaded.load_adapter(&adapter)?;
         let architecture = || pretrained.architecture().clone();
-        let bank = bank.then(|| AdapterBank::new(architecture(), graph, model.base().clone()));
+        let bank = bank.then(|| AdapterBank::new(architecture(), &graph, model.base().clone()));
         Ok(Self { pretrained, options, report, compiled, model, bank })
     }
 

@@ -177,8 +177,9 @@ impl fmt::Display for AttachReport {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn attach(graph: &Graph, adapter: &PeftAdapter) -> Result<Attached, AttachError> {
-    let Resolved { graph, adapted, replaced, weights } = resolve(graph, adapter)?;
-    let g = GraphBuilder::edit(graph);
+    let prepared = Prepared::new(graph);
+    let Resolved { adapted, replaced, weights } = resolve(&prepared, adapter)?;
+    let g = GraphBuilder::edit(prepared.graph);
     for target in &adapted {
         adapt(&g, &target.module, kind(adapter.config(), target));
     }
@@ -188,10 +189,25 @@ pub fn attach(graph: &Graph, adapter: &PeftAdapter) -> Result<Attached, AttachEr
     Ok(Attached { graph: g.finish()?, weights, report: AttachReport { adapted, replaced } })
 }
 
+/// A graph of a base, and what in it an adapter could be put on.
+#[derive(Clone, Debug)]
+pub(super) struct Prepared {
+    /// Without what nothing uses.
+    pub(super) graph: Graph,
+    candidates: BTreeMap<String, Result<Module, NotAModule>>,
+}
+
+impl Prepared {
+    pub(super) fn new(graph: &Graph) -> Self {
+        let mut graph = graph.clone();
+        graph.prune();
+        let candidates = candidates(&graph);
+        Self { graph, candidates }
+    }
+}
+
 /// What an adapter is on a graph, before anything is built.
 pub(super) struct Resolved {
-    /// The graph, without what nothing uses.
-    pub(super) graph: Graph,
     /// The modules that are adapted, by name.
     pub(super) adapted: Vec<AdaptedModule>,
     /// The base's parameters that are replaced.
@@ -201,24 +217,22 @@ pub(super) struct Resolved {
 }
 
 /// Finds what an adapter's tensors are on a graph. Each is used, and each module that the config means has its own.
-pub(super) fn resolve(graph: &Graph, adapter: &PeftAdapter) -> Result<Resolved, AttachError> {
+pub(super) fn resolve(prepared: &Prepared, adapter: &PeftAdapter) -> Result<Resolved, AttachError> {
+    let Prepared { graph, candidates } = prepared;
     let config = adapter.config();
     if let (Init::Residual(init), false) = (&config.init, adapter.is_on_residual_base()) {
         return Err(AttachError::ResidualBase { init: init.clone() });
     }
-    let mut graph = graph.clone();
-    graph.prune();
-    let candidates = candidates(&graph);
     let mut ledger = Ledger::new(adapter.tensors());
-    let adapted = targets(config, &candidates, &ledger)?;
+    let adapted = targets(config, candidates, &ledger)?;
     for target in &adapted {
         take_parts(target, kind(config, target), &mut ledger)?;
     }
     let targeted = adapted.iter().map(|target| target.module.name.clone()).collect::<BTreeSet<_>>();
-    let base = Base { graph: &graph, candidates: &candidates, targeted: &targeted };
+    let base = Base { graph, candidates, targeted: &targeted };
     let replaced = take_replaced(&base, config, &mut ledger)?;
     let weights = ledger.finish().map_err(AttachError::Unused)?;
-    Ok(Resolved { graph, adapted, replaced, weights })
+    Ok(Resolved { adapted, replaced, weights })
 }
 
 /// Names of output layers, which PEFT leaves out of "all-linear" if the model is one of Transformers'.

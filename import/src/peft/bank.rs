@@ -2,11 +2,12 @@
 //! It fails closed, as `attach` does. Knows nothing about how adapters are kept or run.
 
 use super::adapter::PeftAdapter;
-use super::attach::{AttachError, Resolved, resolve};
+use super::attach::{AttachError, Prepared, Resolved, resolve};
 use super::modules::{Layer, modules};
 use engraft_ir::ops::{Adaptable, Dense, Matmul};
-use engraft_ir::{Graph, GraphBuilder};
+use engraft_ir::{Graph, GraphBuilder, Op};
 use engraft_runtime::{AdapterWeights, LayerWeights, Update};
+use std::collections::BTreeSet;
 
 /// Makes every linear layer of a graph one that a bank may adapt: each use `fc1` of a module `fc1` becomes
 /// `fc1.adaptable`, which computes the same as long as no adapter is put on it. Layers whose input has no axis of items stay
@@ -28,7 +29,7 @@ pub fn adaptable(graph: &Graph) -> Result<Graph, AttachError> {
             if x.ty().is_none_or(|ty| ty.rank() < 2) {
                 continue;
             }
-            let bias = node.op().filter(|op| matches!(op, engraft_ir::Op::Dense(_)));
+            let bias = node.op().filter(|op| matches!(op, Op::Dense(_)));
             let bias = bias.and_then(|_| node.operand(Dense::BIAS));
             let layer = x.adaptable(&module.name, weight, bias).named(&format!("{name}.adaptable"));
             g.replace(node, layer);
@@ -66,34 +67,56 @@ const _: () = assert!(Dense::X == Matmul::A && Dense::X == Adaptable::X);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn updates(graph: &Graph, adapter: &PeftAdapter) -> Result<AdapterWeights, AttachError> {
-    let Resolved { graph, adapted, replaced, weights } = resolve(graph, adapter)?;
-    let is_adaptable = |module: &str| {
-        graph.nodes().any(|node| match node.op() {
-            engraft_ir::Op::Adaptable(op) => op.module == module,
-            _ => false,
-        })
-    };
-    let refuse = |name: &str| Err(AttachError::NotAdaptable { name: name.to_owned() });
-    let tensor = |module: &str, part: &str| weights.get(&format!("{module}.{part}")).cloned();
-    let mut layers = AdapterWeights::new();
-    for target in &adapted {
-        let name = &target.module.name;
-        if target.module.layer == Layer::Embedding || !is_adaptable(name) {
-            return refuse(name);
+    AdaptableLayers::new(graph).updates(adapter)
+}
+
+/// The layers of an [`adaptable`] graph, for those who load many adapters: what there is in the graph is found once.
+#[derive(Clone, Debug)]
+pub struct AdaptableLayers {
+    prepared: Prepared,
+    modules: BTreeSet<String>,
+}
+
+impl AdaptableLayers {
+    /// Those of a graph.
+    pub fn new(graph: &Graph) -> Self {
+        let prepared = Prepared::new(graph);
+        let modules = prepared.graph.nodes().filter_map(|node| match node.op() {
+            Op::Adaptable(op) => Some(op.module.clone()),
+            _ => None,
+        });
+        let modules = modules.collect();
+        Self { prepared, modules }
+    }
+
+    /// As [`updates`](fn@updates).
+    ///
+    /// # Errors
+    /// As [`updates`](fn@updates).
+    pub fn updates(&self, adapter: &PeftAdapter) -> Result<AdapterWeights, AttachError> {
+        let Resolved { adapted, replaced, weights } = resolve(&self.prepared, adapter)?;
+        let refuse = |name: &str| Err(AttachError::NotAdaptable { name: name.to_owned() });
+        let tensor = |module: &str, part: &str| weights.get(&format!("{module}.{part}")).cloned();
+        let mut layers = AdapterWeights::new();
+        for target in &adapted {
+            let name = &target.module.name;
+            if target.module.layer == Layer::Embedding || !self.modules.contains(name) {
+                return refuse(name);
+            }
+            let (Some(a), Some(b)) = (tensor(name, "lora_A.weight"), tensor(name, "lora_B.weight")) else {
+                return refuse(name);
+            };
+            let magnitude = tensor(name, "lora_magnitude_vector");
+            let bias_of_b = tensor(name, "lora_B.bias");
+            let update = Update { a, b, scale: target.scale, magnitude, bias_of_b };
+            layers.entry(name.clone()).or_default().updates.push(update);
         }
-        let (Some(a), Some(b)) = (tensor(name, "lora_A.weight"), tensor(name, "lora_B.weight")) else {
-            return refuse(name);
-        };
-        let magnitude = tensor(name, "lora_magnitude_vector");
-        let bias_of_b = tensor(name, "lora_B.bias");
-        let update = Update { a, b, scale: target.scale, magnitude, bias_of_b };
-        layers.entry(name.clone()).or_default().updates.push(update);
+        for param in &replaced {
+            let module = param.strip_suffix(".bias").filter(|module| self.modules.contains(*module));
+            let Some((module, bias)) = module.zip(weights.get(param)) else { return refuse(param) };
+            let layer: &mut LayerWeights = layers.entry(module.to_owned()).or_default();
+            layer.bias = Some(bias.clone());
+        }
+        Ok(layers)
     }
-    for param in &replaced {
-        let module = param.strip_suffix(".bias").filter(|module| is_adaptable(module));
-        let Some((module, bias)) = module.zip(weights.get(param)) else { return refuse(param) };
-        let layer: &mut LayerWeights = layers.entry(module.to_owned()).or_default();
-        layer.bias = Some(bias.clone());
-    }
-    Ok(layers)
 }

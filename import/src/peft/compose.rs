@@ -2,7 +2,7 @@
 //! base's own parameters. What cannot be together is refused. Knows nothing about files.
 
 use super::adapter::PeftAdapter;
-use super::attach::{AttachError, Resolved, kind, resolve};
+use super::attach::{AttachError, Prepared, Resolved, kind, resolve};
 use super::factors::{Factors, FactorsError};
 use super::form::{BaseWeight, FormError, LinearForm, gain};
 use super::modules::Module;
@@ -137,13 +137,14 @@ impl Composition {
         if adapters.is_empty() {
             return Err(ComposeError::Nothing);
         }
+        let prepared = Prepared::new(graph);
         let mut modules: BTreeMap<String, ComposedModule> = BTreeMap::new();
         let mut replaced_by: BTreeMap<String, usize> = BTreeMap::new();
         let mut replaced = Weights::new();
         for (index, adapter) in adapters.iter().enumerate() {
             let attach = |source| ComposeError::Attach { adapter: index + 1, source: Box::new(source) };
-            let Resolved { adapted, replaced: params, weights, .. } =
-                resolve(graph, adapter).map_err(attach)?;
+            let Resolved { adapted, replaced: params, weights } =
+                resolve(&prepared, adapter).map_err(attach)?;
             for target in &adapted {
                 let factors = Factors::of_adapted(target, kind(adapter.config(), target), &weights)
                     .map_err(|source| ComposeError::Factors { adapter: index + 1, source })?;

@@ -28,7 +28,7 @@ mod tensors;
 
 pub use adapter::{AdapterError, PeftAdapter};
 pub use attach::{AdaptedModule, AttachError, AttachReport, Attached, attach};
-pub use bank::{adaptable, updates};
+pub use bank::{AdaptableLayers, adaptable, updates};
 pub use combine::{CombineError, combine};
 pub use compose::{ComposeError, ComposedModule, Composition};
 pub use config::{BiasMode, ConfigError, Init, LoraConfig};

@@ -130,6 +130,8 @@ impl Form {
         let a = floats(Packing::Rows.len(rank, layer.k))?;
         let mut b = vec![0.0; layer.out * rank];
         let (mut gain, mut shift): (Option<Vec<f32>>, Option<Vec<f32>>) = (None, None);
+        // B as it was packed for the norm: of a single update it is what is kept.
+        let mut panels = None;
         let mut first = 0;
         for update in updates {
             let (r, scale) = (update.rank(), update.scale as f32);
@@ -154,7 +156,12 @@ impl Form {
             }
             if let Some(magnitude) = &update.magnitude {
                 // SAFETY: the layer's panels, and A as it was just packed.
-                let norm = unsafe { norms(layer, (rows, r), update_b, scale, kernels)? };
+                let own_b = unsafe { packed_b(layer.out, (update_b, r), scale)? };
+                // SAFETY: the layer's panels, A and B as they were just packed.
+                let norm = unsafe { norms(layer, (rows, r), &own_b, kernels) };
+                if updates.len() == 1 {
+                    panels = Some(own_b);
+                }
                 let own = values(magnitude).iter().zip(norm).map(|(m, n)| m / n);
                 let own: Vec<f32> = own.collect();
                 let times = |old: &mut Vec<f32>| old.iter_mut().zip(&own).for_each(|(old, own)| *old *= own);
@@ -166,9 +173,11 @@ impl Form {
             }
             first += r;
         }
-        let panels = floats(Packing::Panels.len(layer.out, rank))?;
-        // SAFETY: `panels` has room for `[out, rank]`, which `b` is.
-        unsafe { pack(Packing::Panels, (layer.out, rank), &b, 1.0, panels.floats()) };
+        let panels = match panels {
+            Some(panels) => panels,
+            // SAFETY: `b` is `[out, rank]`.
+            None => unsafe { packed_b(layer.out, (&b, rank), 1.0)? },
+        };
         let bias = bias.as_ref().map(|bias| {
             check_tensor("bias", bias, &[layer.out])?;
             if layer.has_bias { copy(values(bias)) } else { Err(FormError::NoBias) }
@@ -262,20 +271,23 @@ unsafe fn pack(packing: Packing, (out, k): (usize, usize), matrix: &[f32], scale
     unsafe { panels::pack_here(&pack) };
 }
 
+/// `scale` times B `[out, rank]` in panels.
+///
+/// # Safety
+/// B has as many elements.
+unsafe fn packed_b(out: usize, (b, rank): (&[f32], usize), scale: f32) -> Result<Buffer, FormError> {
+    let panels = floats(Packing::Panels.len(out, rank))?;
+    // SAFETY: the buffer has room for `[out, rank]`, which `b` is.
+    unsafe { pack(Packing::Panels, (out, rank), b, scale, panels.floats()) };
+    Ok(panels)
+}
+
 /// `‖W + s B A‖₂` of each output.
 ///
 /// # Safety
-/// The layer's panels, and `a` points to `[rank, k]` packed as rows; `kernels` are ones that this CPU can run.
-unsafe fn norms(
-    layer: Layer,
-    (a, rank): (*const f32, usize),
-    b: &[f32],
-    scale: f32,
-    kernels: &Kernels,
-) -> Result<Vec<f32>, FormError> {
-    let panels = floats(Packing::Panels.len(layer.out, rank))?;
-    // SAFETY: the buffer has room for `[out, rank]`, which `b` is.
-    unsafe { pack(Packing::Panels, (layer.out, rank), b, scale, panels.floats()) };
+/// The layer's panels; `a` points to `[rank, k]` packed as rows, and `b` is `s B` in panels; `kernels` are ones that this CPU
+/// can run.
+unsafe fn norms(layer: Layer, (a, rank): (*const f32, usize), b: &Buffer, kernels: &Kernels) -> Vec<f32> {
     let mut norms = vec![0.0; layer.out];
     for index in 0..layer.out.div_ceil(PANEL) {
         let panel = Panel::of(layer.out, index);
@@ -289,10 +301,10 @@ unsafe fn norms(
                 w: layer.weight.add(panel.first * layer.k),
                 a,
                 a_stride: panels::row_stride(layer.k),
-                b: panels.floats().wrapping_add(panel.first * rank),
+                b: b.floats().wrapping_add(panel.first * rank),
                 n: norms.as_mut_ptr().add(panel.first),
             });
         }
     }
-    Ok(norms)
+    norms
 }

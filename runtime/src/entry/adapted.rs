@@ -1,9 +1,9 @@
 //! A product whose items have adapters, each its own: `h = x Aᵀ` for the rows of each, then the product, in which W is
 //! read once for all rows of a block and each piece of it is finished with its own adapter's B, gain and bias.
 //!
-//! A piece as high as a tile is finished while its sums are in registers, as if it were alone. Lower ones first share tiles
-//! for `x Wᵀ`; then each piece's sums are taken up again where they rest in y. It is the same sum in the same order, so a
-//! row's bits do not depend on its neighbours.
+//! A block with one adapter is finished while its sums are in registers. Otherwise the rows share tiles for `x Wᵀ`, and then
+//! each piece's sums are taken up again where they rest in y: W's panel passes once, and what is read from memory meanwhile
+//! hides behind its arithmetic. It is the same sum in the same order, so a row's bits do not depend on its neighbours.
 
 use super::{BLOCK_ROWS, DOT_ROWS, Product, context};
 use crate::abi::Frame;
@@ -114,71 +114,43 @@ unsafe fn outputs(frame: *const Frame, product: &Product<'_>, adapters: Adapters
         // SAFETY: `place` yields each block of the output once, and the pieces of a block cover its rows once.
         unsafe {
             let block = product.block(row, panel);
-            let mut low = Low { block: &block, first: row.first, pieces: 0, from: 0, end: 0 };
-            for piece in adapters.pieces(row.first, row.first + block.rows) {
-                if piece.end - piece.first >= context.kernels.tile_rows {
-                    low.finish(context.kernels, adapters, panel);
-                    (context.kernels.product)(&adapted(&block, row.first, &piece, panel));
-                } else {
-                    low.add(&piece);
+            let pieces = || adapters.pieces(row.first, row.first + block.rows);
+            if let Some(piece) = pieces().next().filter(|piece| piece.end == row.first + block.rows) {
+                (context.kernels.product)(&adapted(&block, row.first, &piece, panel));
+            } else {
+                weight_alone(&block, row.first, pieces(), panel, context.kernels);
+                for piece in pieces() {
+                    let piece = adapted(&block, row.first, &piece, panel);
+                    (context.kernels.product)(&Block { resume: true, ..piece });
                 }
             }
-            low.finish(context.kernels, adapters, panel);
             product.epilogue(frame, row, block.rows, panel);
         }
     });
 }
 
-/// Neighbouring pieces of a block that are lower than a tile.
-struct Low<'a> {
-    block: &'a Block,
-    /// The block's first row.
+/// `x Wᵀ` for all rows of a block, while what their adapters read next is fetched.
+///
+/// # Safety
+/// As for [`outputs`]; the pieces are those of the block.
+unsafe fn weight_alone<'a>(
+    block: &Block,
     first: usize,
-    pieces: usize,
-    from: usize,
-    end: usize,
-}
-
-impl Low<'_> {
-    fn add(&mut self, piece: &Piece<'_>) {
-        if self.pieces == 0 {
-            self.from = piece.first;
-        }
-        self.end = piece.end;
-        self.pieces += 1;
-    }
-
-    /// Computes the pieces and begins anew.
-    ///
-    /// # Safety
-    /// As for [`outputs`].
-    unsafe fn finish(&mut self, kernels: &Kernels, adapters: Adapters<'_>, panel: Panel) {
-        let (from, end, pieces) = (self.from, self.end, std::mem::take(&mut self.pieces));
-        // SAFETY: the pieces are the block's, one after the other.
-        unsafe {
-            if pieces > 1 {
-                // B is read as soon as the sums are there.
-                let mut ahead = [Fetch { from: std::ptr::null(), floats: 0 }; BLOCK_ROWS];
-                for piece in adapters.pieces(from, end) {
-                    if let Some(form) = piece.form {
-                        let floats = form.rank * self.block.width;
-                        let b = form.b.floats().cast_const().wrapping_add(panel.first * form.rank);
-                        ahead[piece.first - from] = Fetch { from: b, floats };
-                    }
-                }
-                let shared = rows_of(self.block, self.first, from, end);
-                let (none, gain, bias) = (std::ptr::null(), std::ptr::null(), std::ptr::null());
-                let ahead = ahead.as_ptr();
-                (kernels.product)(&Block { rank: 0, h: none, b: none, gain, bias, ahead, ..shared });
-            }
-            if pieces > 0 {
-                for piece in adapters.pieces(from, end) {
-                    let block = adapted(self.block, self.first, &piece, panel);
-                    (kernels.product)(&Block { resume: pieces > 1, ..block });
-                }
-            }
+    pieces: impl Iterator<Item = Piece<'a>>,
+    panel: Panel,
+    kernels: &Kernels,
+) {
+    let mut ahead = [Fetch { from: std::ptr::null(), floats: 0 }; BLOCK_ROWS];
+    for piece in pieces {
+        if let Some(form) = piece.form {
+            let b = form.b.floats().cast_const().wrapping_add(panel.first * form.rank);
+            ahead[piece.first - first] = Fetch { from: b, floats: form.rank * block.width };
         }
     }
+    let none = std::ptr::null();
+    let (ahead, gain, bias) = (ahead.as_ptr(), none, none);
+    // SAFETY: the block is the caller's, and there is something to fetch for each of its rows, or nothing.
+    unsafe { (kernels.product)(&Block { rank: 0, h: none, b: none, gain, bias, ahead, ..*block }) };
 }
 
 /// Rows of a block whose first row is `first`.
