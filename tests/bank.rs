@@ -6,7 +6,7 @@ mod common;
 
 use common::{case, data, file, model_directory, reals};
 use engraft::compiler::compilations;
-use engraft::import::peft::{AttachError, PeftAdapter, adaptable, combine, updates};
+use engraft::import::peft::{AttachError, LoraConfig, PeftAdapter, adaptable, combine, updates};
 use engraft::import::safetensors::read_weights;
 use engraft::ir::layers::linear;
 use engraft::prelude::*;
@@ -269,4 +269,32 @@ fn several_adapters_follow_each_other_on_a_row() {
     for (name, ours) in names.iter().zip(reals(&y).chunks_exact(x_rows * 5)) {
         assert_close(ours, &reals(io.get(name.unwrap_or("y_base")).unwrap()), ATOL, RTOL);
     }
+}
+
+/// A module that is used where no row has an item, or whose bias something else reads, is refused: part of it would stay
+/// the base's.
+#[test]
+fn a_module_that_is_adaptable_in_part_is_refused() {
+    let json =
+        r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["fc"], "bias": "lora_only"}"#;
+    let tensor = |shape: &[usize]| runtime::Tensor::f32(shape, vec![1.0; shape.iter().product()]).unwrap();
+    let tensors =
+        [("lora_A.weight", vec![1, 3]), ("lora_B.weight", vec![3, 1]), ("base_layer.bias", vec![3])];
+    let tensors = tensors.map(|(name, shape)| (format!("base_model.model.fc.{name}"), tensor(&shape)));
+    let adapter = PeftAdapter::new(LoraConfig::parse(json).unwrap(), &Weights::from_iter(tensors)).unwrap();
+    let refused = |write: for<'g> fn(&'g GraphBuilder, Tensor<'g>, Tensor<'g>, Tensor<'g>)| {
+        let g = GraphBuilder::new("parts");
+        let x = g.input("x", F32, dims!["batch", 3]);
+        let (w, b) = (g.param("fc.weight", F32, dims![3, 3]), g.param("fc.bias", F32, dims![3]));
+        g.output("y", x.dense(w, Some(b)).named("fc"));
+        write(&g, x, w, b);
+        let result = updates(&adaptable(&g.finish().unwrap()).unwrap(), &adapter);
+        result.map(|_| ()).map_err(|error| error.to_string())
+    };
+    assert_eq!(refused(|_, _, _, _| ()), Ok(()));
+    let error =
+        refused(|g, _, w, b| g.output("z", g.input("v", F32, dims![3]).dense(w, Some(b)))).unwrap_err();
+    assert!(error.starts_with("the adapter changes `fc`, which is no adaptable layer"), "{error}");
+    let error = refused(|g, x, _, b| g.output("z", x + b)).unwrap_err();
+    assert!(error.starts_with("the adapter changes `fc.bias`, which is no adaptable layer"), "{error}");
 }

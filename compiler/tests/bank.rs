@@ -283,7 +283,7 @@ fn what_does_not_fit_is_refused_and_the_old_stays() {
         ),
         (
             changed(&|layer| layer.updates[0].scale = f64::INFINITY),
-            "layer `fc`: its scale is inf, expected a finite f32",
+            "layer `fc`: its scale is inf, expected a number that f32 holds",
         ),
         (
             changed(&|layer| layer.bias = vector(&[1.0; 3])),
@@ -380,4 +380,34 @@ fn two_biases_cannot_be_in_one_place() {
         "adapters 0 and 2 both replace the bias of `fc`, and only one can stand in its place"
     );
     assert_eq!(in_order([&plain, &biased]).unwrap()["fc"].updates.len(), 2);
+}
+
+/// An adapter comes with the call, so a layer that is computed before it cannot have one.
+#[test]
+fn an_adaptable_layer_must_run_with_the_call() {
+    let g = GraphBuilder::new("layer");
+    let prefix = g.param("prefix", F32, dims![1, 2]).adapter();
+    let y = prefix.adaptable("fc", g.param("w", F32, dims![3, 2]), None).named("fc");
+    g.output("y", g.input("x", F32, dims!["items", 3]) + y);
+    let error = compile(&g.finish().unwrap(), &Options::default()).err().unwrap().to_string();
+    assert_eq!(
+        error,
+        "`fc` is adaptable as `fc`, but is computed at stage adapter, expected call: adapters come with the call"
+    );
+}
+
+/// An update that only f32 cannot hold after a tiny gain is refused rather than made infinite.
+#[test]
+fn what_a_tiny_gain_makes_infinite_is_refused() {
+    let (bank, _) = little();
+    let mut weights = lora(2, "fc");
+    let layer = weights.get_mut("fc").unwrap();
+    layer.updates[0].magnitude = Some(Arc::new(Tensor::f32(&[3], vec![1.0, 1e-37, 1.0]).unwrap()));
+    layer.updates.push(Update { scale: 1e6, magnitude: None, ..layer.updates[0].clone() });
+    let error = bank.load("a", &weights).unwrap_err().to_string();
+    assert!(error.contains("an update follows a gain of ") && error.contains(" at output 1,"), "{error}");
+    let mut weights = lora(2, "fc");
+    weights.get_mut("fc").unwrap().updates[0].scale = 1e-60;
+    let error = bank.load("a", &weights).unwrap_err().to_string();
+    assert!(error.ends_with("its scale is 1e-60, expected a number that f32 holds"), "{error}");
 }

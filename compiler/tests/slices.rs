@@ -100,6 +100,14 @@ fn what_has_items_and_what_has_none() {
         ("rows that mix items", |_, x| x.reshape(dims![Dim::from("batch") * &Dim::from("seq"), 4])),
         ("the batch last", |_, x| x.transpose(&[1, 2, 0])),
         ("a shift along the batch", |_, x| x.concat(&[x], 0)),
+        ("a layer whose rows have other adapters", |g, x| {
+            let (z, w) = (g.input("z", F32, dims![3, 4]), g.param("w", F32, dims![4, 4]));
+            x + z.adaptable("fc", w, None).mean(&[0])
+        }),
+        ("a norm for all items", |g, x| {
+            let (w, b) = (g.param("w", F32, dims![4, 4]), g.param("b", F32, dims![4, 1]).live());
+            x.dense(w, None) / w.lora_norm(g.param("a", F32, dims![1, 4]).live(), b, 1.0)
+        }),
         ("an output of all items", |g, x| {
             g.output("scale", g.input("s", F32, dims![4]).exp());
             x.tanh()

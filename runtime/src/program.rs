@@ -398,10 +398,12 @@ impl ProgramSpec {
             "no first axis of its inputs binds the symbol"
         } else if !self.carried.is_empty() {
             "something is carried from call to call"
-        } else if !inputs.iter().all(|&input| has_rank(self.inputs.get(input))) {
-            "an input isn't there or has no axes"
-        } else if outputs.len() != self.outputs.len()
-            || !outputs.iter().all(|&output| has_rank(self.outputs.get(output)))
+        } else if !inputs.iter().all(|&input| has_rank(self.inputs.get(input)))
+            || !inputs.is_sorted_by(|a, b| a < b)
+        {
+            "an input isn't there, has no axes or is named twice"
+        } else if !outputs.iter().copied().eq(0..self.outputs.len())
+            || !self.outputs.iter().all(|output| has_rank(Some(output)))
         {
             "an output isn't there, has no axes or has no items"
         } else {

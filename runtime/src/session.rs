@@ -258,7 +258,8 @@ impl Session {
         Ok(())
     }
 
-    /// Runs the call on all items, or, where the batch is large, on slices of it that leave more of it in the caches.
+    /// Runs the call on all items, or, where the batch is large, on slices of it that leave more of it in the caches. What is
+    /// reported of several faults is the first slice's.
     ///
     /// # Safety
     /// The bindings are those of a call, the table has the addresses of its tensors, and the adapters of `rows` are alive.
@@ -363,7 +364,8 @@ fn take_adapters(
     }
     for (index, layer) in spec.adaptable.iter().enumerate() {
         let [items, item_rows] = [0, 1].map(|at| bindings.sizes[layer.extents_at + at] as usize);
-        runs.reserve(index, items.saturating_mul(item_rows))?;
+        // SAFETY: `rows` has just been taken, and keeps its adapters.
+        unsafe { runs.reserve(index, items.saturating_mul(item_rows))? };
     }
     Ok(())
 }

@@ -31,7 +31,7 @@ pub struct Generate {
     /// What the drawing begins with; the same seed draws the same text on every machine
     #[arg(long, requires = "temperature", default_value_t = 0)]
     seed: u64,
-    /// Print what was generated as JSON, at the end
+    /// Print what was generated as JSON, at the end; a line for each of several prompts
     #[arg(long)]
     json: bool,
 }
@@ -58,10 +58,8 @@ impl Generate {
     /// # Errors
     /// The model cannot be read or compiled, the prompt does not fit it, or the options make no sense.
     pub fn run(&self, output: &mut Output) -> Result<(), CliError> {
-        let mut sampler = match self.temperature {
-            None => Sampler::greedy(),
-            Some(temperature) => Sampler::seeded(temperature, self.top_p, self.seed)?,
-        };
+        // What makes no sense is refused before anything is loaded.
+        self.sampler()?;
         let start = Instant::now();
         let ready = self.model.ready(CompileOptions { logits: Logits::Last, ..Default::default() })?;
         let rows = ready.rows("prompts", self.prompt.len())?;
@@ -69,10 +67,19 @@ impl Generate {
         let mut load = start.elapsed();
         for (index, prompt) in self.prompt.iter().enumerate() {
             generator.set_rows(rows.select(&[index]));
+            let mut sampler = self.sampler()?;
             self.generate(&mut generator, prompt, &mut sampler, load, output)?;
             load = Duration::ZERO;
         }
         Ok(())
+    }
+
+    /// What chooses the tokens: the same for each prompt.
+    fn sampler(&self) -> Result<Sampler, CliError> {
+        Ok(match self.temperature {
+            None => Sampler::greedy(),
+            Some(temperature) => Sampler::seeded(temperature, self.top_p, self.seed)?,
+        })
     }
 
     fn generate(
@@ -111,7 +118,8 @@ impl Generate {
             End::Context => "full context",
         };
         if self.json {
-            return output.json(&Facts { prompt_tokens, tokens, text, end, milliseconds });
+            let facts = Facts { prompt_tokens, tokens, text, end, milliseconds };
+            return if self.prompt.len() > 1 { output.json_line(&facts) } else { output.json(&facts) };
         }
         let Milliseconds { load, generate } = milliseconds;
         let rate = tokens.len() as f64 / generate * 1e3;

@@ -4,7 +4,7 @@
 use super::{CompiledModel, PretrainedError};
 use crate::import::sentence::{SentenceConfig, pool};
 use crate::import::tokenizer::{Encoded, TextTokenizer};
-use crate::runtime::{CallError, Rows, Session, Tensor, Weights};
+use crate::runtime::{Rows, Session, Tensor, Weights};
 use ndarray::Array2;
 
 /// The most tokens of a batch, padding included: as many as keep the kernels busy, few enough for the caches.
@@ -52,8 +52,7 @@ impl<'m> Embedder<'m> {
         mut done: impl FnMut(usize),
     ) -> Result<Array2<f32>, PretrainedError> {
         if !rows.is_empty() && rows.len() != texts.len() {
-            let (module, expected, found) = ("texts".to_owned(), texts.len() as u64, rows.len());
-            return Err(CallError::RowCount { module, expected, found }.into());
+            return Err(PretrainedError::RowCount { texts: texts.len(), found: rows.len() });
         }
         let encoded = texts.iter().map(|text| self.tokenizer.encode(text.as_ref()));
         let encoded = encoded.collect::<Result<Vec<_>, _>>()?;

@@ -84,6 +84,14 @@ pub enum PretrainedError {
         "the model was compiled without a bank, so rows cannot have adapters; ask for one with `CompileOptions::bank`"
     )]
     NoBank,
+    /// Adapters for another number of texts.
+    #[error("there are {texts} texts, but adapters are given for {found}")]
+    RowCount {
+        /// How many texts there are.
+        texts: usize,
+        /// How many were given an adapter, or none of it.
+        found: usize,
+    },
     /// The bank does not do what it is asked to.
     #[error(transparent)]
     Bank(#[from] BankError),

@@ -86,6 +86,10 @@ fn check_adaptable(graph: &Graph, stages: &Stages) -> Result<(), PlanError> {
     for id in graph.order() {
         let Op::Adaptable(ops::Adaptable { module }) = graph.node(id).op() else { continue };
         let Some(weight) = graph.operand(id, ops::Adaptable::WEIGHT) else { continue };
+        if stages.node(id) < Stage::Call {
+            let (node, stage) = (graph.node(id).name().to_owned(), stages.node(id));
+            return Err(PlanError::AdaptableStage { node, module: module.clone(), stage });
+        }
         let stage = stages.node(weight);
         if stage > Stage::Base {
             let (node, weight) = (graph.node(id).name().to_owned(), graph.node(weight).name().to_owned());

@@ -50,6 +50,18 @@ pub enum PlanError {
         /// When it is known.
         stage: Stage,
     },
+    /// An adaptable layer that runs before the call, which has the adapters.
+    #[error(
+        "`{node}` is adaptable as `{module}`, but is computed at stage {stage}, expected call: adapters come with the call"
+    )]
+    AdaptableStage {
+        /// The node's name.
+        node: String,
+        /// The name by which adapters refer to it.
+        module: String,
+        /// When it is computed.
+        stage: Stage,
+    },
     /// A number that the graph knows is infinity or 0 in f32.
     #[error(
         "`{node}`: its {attribute} is {value:e}: compiled programs compute in f32, which holds no such number"

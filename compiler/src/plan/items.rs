@@ -1,6 +1,7 @@
 //! Whether a call's batch may be run in slices: whether the symbol that leads its inputs leads every value that has it, and
 //! item i of each such value is computed from item i of others alone. Then a call on some of the items computes these items
-//! of the outputs, in the same bits, and a large batch need not leave the caches.
+//! of the outputs, in the same bits, and a large batch need not leave the caches. What is the same for all items is made
+//! again for each slice, so it must be cheap.
 
 use engraft_ir::{Graph, Node, NodeId, Op, Stage, Stages, Symbol, ops};
 use std::collections::BTreeMap;
@@ -66,10 +67,31 @@ fn value(
     let rank = |slot: usize| operands[slot].map_or(0, |operand| graph.node(operand).ty().rank());
     let count = operands.len();
     match of {
-        // What is the same for all items was made of nothing that differs.
-        Of::All => all(0..count).then_some(Of::All),
+        // What is the same for all items was made of nothing that differs, and is made again for each slice: only what is
+        // small, elementwise or moved may be. An adaptable layer's rows differ by their adapters, whatever its input.
+        Of::All => (all(0..count) && is_light(node.op())).then_some(Of::All),
         Of::Items => by_item(node, (symbol, count), of_operand, all, rank).then_some(Of::Items),
     }
+}
+
+/// Whether an op takes about as long as reading its operands.
+fn is_light(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Param(_)
+            | Op::Constant(_)
+            | Op::Binary(_)
+            | Op::Unary(_)
+            | Op::Scale(_)
+            | Op::Cast(_)
+            | Op::Magnitude(_)
+            | Op::Reshape(_)
+            | Op::Broadcast(_)
+            | Op::Transpose(_)
+            | Op::Concat(_)
+            | Op::Slice(_)
+            | Op::Gather(_)
+    )
 }
 
 /// Whether an op computes item i of its value from item i of those operands that have items.

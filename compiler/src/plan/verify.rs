@@ -6,7 +6,8 @@
 //! 5. every output is written, and every symbol is bound by the axis it names,
 //! 6. what is carried is appended to and nothing else: where an input and an output are one piece of memory, each step
 //!    that writes it either copies the input to its own place, which does nothing, or writes beyond the input's end,
-//! 7. an adaptable layer has one matrix, staged with the base, and no adapter of its own.
+//! 7. an adaptable layer runs with the call, has one matrix, staged with the base, and no adapter of its own; its items are
+//!    those of a batch that is run in slices.
 //!
 //! Whether memory is shared soundly is for `check.rs`, which knows nothing of how the planner decided.
 
@@ -99,7 +100,8 @@ pub enum PlanInvariant {
     },
     /// A layer that a bank may put adapters on is not as loading them needs it.
     #[error(
-        "step {step} is adaptable, so its weight must be one matrix, staged with the base, with no low-rank part and no gain"
+        "step {step} is adaptable, so it must run with the call, on one matrix that is staged with the base, with no low-rank \
+         part, no gain, and the items of a sliced batch"
     )]
     Adaptable {
         /// The step.
@@ -214,7 +216,13 @@ fn may_be_adapted(plan: &Plan, step: &Step) -> bool {
             let is_staged = |weight: &Buffer| {
                 matches!(weight.storage, Storage::Staged(_)) && weight.stage <= engraft_ir::Stage::Base
             };
-            weight.is_some_and(is_staged) && linear.rank.is_none() && !linear.gain && !linear.batched_weight
+            let items = plan.items.and_then(|items| plan.symbols.get(items));
+            weight.is_some_and(is_staged)
+                && step.stage == engraft_ir::Stage::Call
+                && linear.rank.is_none()
+                && !linear.gain
+                && !linear.batched_weight
+                && items.is_none_or(|items| linear.batch.as_symbol() == Some(&items.symbol))
         }
         _ => true,
     }

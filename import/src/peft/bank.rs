@@ -3,9 +3,9 @@
 
 use super::adapter::PeftAdapter;
 use super::attach::{AttachError, Prepared, Resolved, resolve};
-use super::modules::{Layer, modules};
+use super::modules::{Layer, Module, modules};
 use engraft_ir::ops::{Adaptable, Dense, Matmul};
-use engraft_ir::{Graph, GraphBuilder, Op};
+use engraft_ir::{Graph, GraphBuilder, NodeId, Op};
 use engraft_runtime::{AdapterWeights, LayerWeights, Update};
 use std::collections::BTreeSet;
 
@@ -89,6 +89,24 @@ impl AdaptableLayers {
         Self { prepared, modules }
     }
 
+    /// Whether a module is adaptable wherever it is used.
+    fn is_adaptable(&self, module: &Module) -> bool {
+        let graph = &self.prepared.graph;
+        let is_own = |op: &Op| matches!(op, Op::Adaptable(op) if op.module == module.name);
+        module.layer != Layer::Embedding
+            && module.uses.iter().all(|name| graph.find(name).is_some_and(|id| is_own(graph.node(id).op())))
+    }
+
+    /// Whether a parameter is nothing but the bias of an adaptable module of this name.
+    fn is_bias_of(&self, param: &str, module: &str) -> bool {
+        let graph = &self.prepared.graph;
+        let is_own = |(user, slot): (NodeId, usize)| {
+            let is_module = matches!(graph.node(user).op(), Op::Adaptable(op) if op.module == module);
+            is_module && slot == Adaptable::BIAS
+        };
+        graph.find(param).is_some_and(|id| graph.users(id).into_iter().all(is_own))
+    }
+
     /// As [`updates`](fn@updates).
     ///
     /// # Errors
@@ -100,7 +118,7 @@ impl AdaptableLayers {
         let mut layers = AdapterWeights::new();
         for target in &adapted {
             let name = &target.module.name;
-            if target.module.layer == Layer::Embedding || !self.modules.contains(name) {
+            if !self.modules.contains(name) || !self.is_adaptable(&target.module) {
                 return refuse(name);
             }
             let (Some(a), Some(b)) = (tensor(name, "lora_A.weight"), tensor(name, "lora_B.weight")) else {
@@ -112,7 +130,7 @@ impl AdaptableLayers {
             layers.entry(name.clone()).or_default().updates.push(update);
         }
         for param in &replaced {
-            let module = param.strip_suffix(".bias").filter(|module| self.modules.contains(*module));
+            let module = param.strip_suffix(".bias").filter(|module| self.is_bias_of(param, module));
             let Some((module, bias)) = module.zip(weights.get(param)) else { return refuse(param) };
             let layer: &mut LayerWeights = layers.entry(module.to_owned()).or_default();
             layer.bias = Some(bias.clone());

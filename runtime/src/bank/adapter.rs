@@ -10,7 +10,7 @@ use crate::load::Base;
 pub type AdapterWeights = BTreeMap<String, LayerWeights>;
 
 /// Why an adapter doesn't fit a base.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum AdapterError {
     /// The base has no layer of this name that may be adapted.
     #[error("the base has no adaptable layer `{module}`; it has {}", super::listed(.known))]
@@ -37,11 +37,6 @@ pub struct Adapter {
     /// For each of the program's adaptable layers.
     forms: Vec<Option<Arc<Form>>>,
 }
-
-// SAFETY: a form's buffers are written before an adapter is made of it and only read afterwards.
-unsafe impl Send for Form {}
-// SAFETY: as above.
-unsafe impl Sync for Form {}
 
 impl Adapter {
     /// Computes what is known once an adapter is loaded: packed A and B, and `DoRA`'s gains.

@@ -38,7 +38,7 @@ pub struct LayerWeights {
 }
 
 /// Why an adapter doesn't fit a layer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum FormError {
     /// A tensor of another shape.
     #[error("its {part} is {found:?}, expected {expected:?}")]
@@ -58,11 +58,11 @@ pub enum FormError {
         /// Its elements.
         found: DType,
     },
-    /// A scale that f32 cannot hold.
-    #[error("its scale is {found}, expected a finite f32")]
+    /// A scale that f32 cannot hold: infinite, or 0 where it is not.
+    #[error("its scale is {found:e}, expected a number that f32 holds")]
     Scale {
         /// The scale.
-        found: String,
+        found: f64,
     },
     /// An update after a gain that cannot be undone.
     #[error(
@@ -146,8 +146,12 @@ impl Form {
                 update_b.chunks_exact(r.max(1)).zip(b.chunks_exact_mut(rank.max(1))).enumerate()
             {
                 let undo = gain.as_ref().map_or(Ok(1.0), |gain| inverse(row, gain[row]))?;
+                let gain = gain.as_ref().map_or(1.0, |gain| gain[row]);
                 for (to, &from) in to[first..first + r].iter_mut().zip(from) {
                     *to = scale * from * undo;
+                    if (scale * from).is_finite() && !to.is_finite() {
+                        return Err(FormError::Gain { output: row, gain: gain.to_string() });
+                    }
                 }
             }
             if let Some(added) = update.bias_of_b.as_ref() {
@@ -207,10 +211,11 @@ fn check(layer: Layer, update: &Update) -> Result<(), FormError> {
     for (part, vector) in vectors.into_iter().filter_map(|(part, vector)| Some((part, vector.as_ref()?))) {
         check_tensor(part, vector, &[layer.out])?;
     }
-    if (update.scale as f32).is_finite() {
+    let single = update.scale as f32;
+    if single.is_finite() && (single != 0.0 || update.scale == 0.0) {
         return Ok(());
     }
-    Err(FormError::Scale { found: update.scale.to_string() })
+    Err(FormError::Scale { found: update.scale })
 }
 
 fn check_tensor(part: &'static str, tensor: &Tensor, expected: &[usize]) -> Result<(), FormError> {

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use crate::load::Base;
 
 /// Why a bank doesn't do what it is asked to. It stays as it was.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum BankError {
     /// A name that is taken.
     #[error("there is an adapter `{name}` already; replace or remove it")]

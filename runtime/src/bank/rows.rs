@@ -114,8 +114,11 @@ impl Runs {
     }
 
     /// Makes room for the hidden values of a layer of so many rows.
-    pub(crate) fn reserve(&mut self, layer: usize, rows: usize) -> Result<(), BindError> {
-        // SAFETY: the adapters of the call that is being prepared are alive.
+    ///
+    /// # Safety
+    /// The adapters that were [taken](Self::take) are alive.
+    pub(crate) unsafe fn reserve(&mut self, layer: usize, rows: usize) -> Result<(), BindError> {
+        // SAFETY: the caller's adapters.
         let Rank(rank) = unsafe { self.rank(layer) };
         let bytes = rows.saturating_mul(rank).saturating_mul(size_of::<f32>());
         if bytes > self.hidden.bytes() {

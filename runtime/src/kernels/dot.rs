@@ -24,7 +24,7 @@ pub(crate) struct DotBlock {
     pub(crate) a: *const f32,
     /// `[rows, out]`, contiguous.
     pub(crate) h: *mut f32,
-    /// Another A of as many rows, which is fetched into the second-level cache meanwhile, or null.
+    /// Another A, of which as much as this one is long is fetched into the second-level cache meanwhile, or null.
     pub(crate) ahead: *const f32,
 }
 

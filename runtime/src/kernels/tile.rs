@@ -203,18 +203,26 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(block: &Block, p
             }
         }
         let x = Factor { at: block.x.add(row * block.k + steps.first), row_stride: block.k, step_stride: 1 };
-        let w = block.w.add(steps.first * block.width + column);
-        let is_last = steps.last && !block.ahead.is_null();
+        // Of a block that is resumed there are no steps left, and this is beyond the panel.
+        let w = block.w.wrapping_add(steps.first * block.width + column);
+        let for_rows = !block.ahead.is_null();
         let mut begin = 0;
-        for share in 0..if is_last { 1 + ROWS } else { 1 } {
-            let (end, far) = fetched::<ROWS>(block, place, steps.count, share, is_last);
+        for share in 0..if for_rows { 1 + ROWS } else { 1 } {
+            let (end, far) = fetched::<ROWS>(block, place, steps, share, for_rows);
             let x = Factor { at: x.at.wrapping_add(begin), ..x };
             let ahead = Ahead {
                 near: place.near.wrapping_add(begin * block.width),
                 far: far.from,
                 far_stride: far.floats / (end - begin).max(1),
             };
-            accumulate(&mut sums, x, w.add(begin * block.width), block.width, end - begin, Some(ahead));
+            accumulate(
+                &mut sums,
+                x,
+                w.wrapping_add(begin * block.width),
+                block.width,
+                end - begin,
+                Some(ahead),
+            );
             begin = end;
         }
         if steps.last {
@@ -251,22 +259,26 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(block: &Block, p
 }
 
 /// What a share of a tile's steps fetches, and where the share ends. A tile that fetches for its rows has one share for the
-/// panel that comes next, a third of its steps, and one for each row.
+/// panel that comes next, a step for each line of it as far as there are, and one for each row, of which it fetches as large a part as its steps are
+/// of all: a core waits for few lines at a time.
 #[inline(always)]
 unsafe fn fetched<const ROWS: usize>(
     block: &Block,
     place: Place,
-    steps: usize,
+    Steps { first, count, .. }: Steps,
     share: usize,
     for_rows: bool,
 ) -> (usize, Fetch) {
-    let panels = if for_rows { steps / 3 } else { steps };
+    let panels = if for_rows { (place.far.floats / LANE).min(count * 3 / 4) } else { count };
     if share == 0 {
         return (panels, place.far);
     }
     // SAFETY: there is one for each row of the block.
-    let fetch = unsafe { *block.ahead.add(place.row + share - 1) };
-    (panels + (steps - panels) * share / ROWS, fetch)
+    let all = unsafe { *block.ahead.add(place.row + share - 1) };
+    let part = |step: usize| all.floats * step / block.k.max(1);
+    let from = all.from.wrapping_add(part(first));
+    let fetch = Fetch { from, floats: part(first + count) - part(first) };
+    (panels + (count - panels) * share / ROWS, fetch)
 }
 
 /// How many of `columns` fall into each lane.
