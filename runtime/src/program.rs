@@ -97,10 +97,8 @@ pub struct CarriedSpec {
 pub struct ItemsSpec {
     /// The symbol of the batch, by its index; an input binds it.
     pub symbol: usize,
-    /// The inputs whose first axis are the items, by their indices.
+    /// The inputs whose first axis are the items, by their indices. Of the outputs, it is all of them.
     pub inputs: Vec<usize>,
-    /// The outputs whose first axis are the items, by their indices: all of them.
-    pub outputs: Vec<usize>,
 }
 
 /// A linear layer on which a bank may put adapters.
@@ -223,7 +221,7 @@ pub enum ProgramError {
         /// When it is said to be read.
         last_read: Stage,
     },
-    /// A batch whose symbol, inputs or outputs aren't there, or that can't be taken in slices.
+    /// A batch whose symbol or inputs aren't there, or that can't be taken in slices.
     #[error("the batch can't be taken in slices: {reason}")]
     Items {
         /// What is wrong.
@@ -390,7 +388,7 @@ impl ProgramSpec {
     }
 
     fn check_items(&self) -> Result<(), ProgramError> {
-        let Some(ItemsSpec { symbol, inputs, outputs }) = &self.items else { return Ok(()) };
+        let Some(ItemsSpec { symbol, inputs }) = &self.items else { return Ok(()) };
         let has_rank = |tensor: Option<&TensorSpec>| tensor.is_some_and(|tensor| tensor.rank > 0);
         let bound_by = self.symbols.get(*symbol).map(|symbol| (symbol.bound_by, symbol.axis));
         let is_bound = |&input: &usize| bound_by == Some((Binder::Input(input), 0));
@@ -402,10 +400,8 @@ impl ProgramSpec {
             || !inputs.is_sorted_by(|a, b| a < b)
         {
             "an input isn't there, has no axes or is named twice"
-        } else if !outputs.iter().copied().eq(0..self.outputs.len())
-            || !self.outputs.iter().all(|output| has_rank(Some(output)))
-        {
-            "an output isn't there, has no axes or has no items"
+        } else if !self.outputs.iter().all(|output| has_rank(Some(output))) {
+            "an output has no axes"
         } else {
             return Ok(());
         };

@@ -70,12 +70,9 @@ pub(super) fn program_spec(plan: &Plan, layout: &mut SizesLayout) -> ProgramSpec
 
 fn items(plan: &Plan, symbol: usize) -> ItemsSpec {
     let name = &plan.symbols[symbol].symbol;
-    let have = |buffers: &mut dyn Iterator<Item = BufferId>| {
-        let has = |buffer: BufferId| plan.buffer(buffer).ty.shape.symbols().contains(name);
-        buffers.enumerate().filter(|&(_, buffer)| has(buffer)).map(|(index, _)| index).collect()
-    };
-    let outputs = have(&mut plan.outputs.iter().map(|(_, buffer)| *buffer));
-    ItemsSpec { symbol, inputs: have(&mut plan.inputs.iter().copied()), outputs }
+    let has = |buffer: BufferId| plan.buffer(buffer).ty.shape.symbols().contains(name);
+    let inputs = plan.inputs.iter().enumerate().filter(|&(_, &buffer)| has(buffer));
+    ItemsSpec { symbol, inputs: inputs.map(|(index, _)| index).collect() }
 }
 
 fn adaptable(plan: &Plan, layout: &mut SizesLayout) -> Vec<AdaptableSpec> {

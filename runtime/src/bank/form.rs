@@ -125,75 +125,115 @@ impl Form {
         for update in updates {
             check(layer, update)?;
         }
-        let rank = updates.iter().map(Update::rank).sum();
-        let stride = panels::row_stride(layer.k);
-        let a = floats(Packing::Rows.len(rank, layer.k))?;
-        let mut b = vec![0.0; layer.out * rank];
-        let (mut gain, mut shift): (Option<Vec<f32>>, Option<Vec<f32>>) = (None, None);
-        // B as it was packed for the norm: of a single update it is what is kept.
-        let mut panels = None;
-        let mut first = 0;
+        let mut joint = Joint::new(layer, updates.iter().map(Update::rank).sum())?;
         for update in updates {
-            let (r, scale) = (update.rank(), update.scale as f32);
-            let (update_a, update_b) = (values(&update.a), values(&update.b));
-            // SAFETY: `a` has room for `rank` rows; the tensor is `[r, k]`.
-            let rows = unsafe {
-                let rows = a.floats().add(first * stride);
-                pack(Packing::Rows, (r, layer.k), update_a, 1.0, rows);
-                rows
-            };
-            for (row, (from, to)) in
-                update_b.chunks_exact(r.max(1)).zip(b.chunks_exact_mut(rank.max(1))).enumerate()
-            {
-                let undo = gain.as_ref().map_or(Ok(1.0), |gain| inverse(row, gain[row]))?;
-                let gain = gain.as_ref().map_or(1.0, |gain| gain[row]);
-                for (to, &from) in to[first..first + r].iter_mut().zip(from) {
-                    *to = scale * from * undo;
-                    if (scale * from).is_finite() && !to.is_finite() {
-                        return Err(FormError::Gain { output: row, gain: gain.to_string() });
-                    }
-                }
-            }
-            if let Some(added) = update.bias_of_b.as_ref() {
-                let shift = shift.get_or_insert_with(|| vec![0.0; layer.out]);
-                shift.iter_mut().zip(values(added)).for_each(|(shift, &b)| *shift += scale * b);
-            }
-            if let Some(magnitude) = &update.magnitude {
-                // SAFETY: the layer's panels, and A as it was just packed.
-                let own_b = unsafe { packed_b(layer.out, (update_b, r), scale)? };
-                // SAFETY: the layer's panels, A and B as they were just packed.
-                let norm = unsafe { norms(layer, (rows, r), &own_b, kernels) };
-                if updates.len() == 1 {
-                    panels = Some(own_b);
-                }
-                let own = values(magnitude).iter().zip(norm).map(|(m, n)| m / n);
-                let own: Vec<f32> = own.collect();
-                let times = |old: &mut Vec<f32>| old.iter_mut().zip(&own).for_each(|(old, own)| *old *= own);
-                shift.iter_mut().for_each(times);
-                match &mut gain {
-                    Some(gain) => times(gain),
-                    None => gain = Some(own),
-                }
-            }
-            first += r;
+            // SAFETY: the caller's panels and kernels.
+            unsafe { joint.then(update, kernels)? };
         }
-        let panels = match panels {
-            Some(panels) => panels,
-            // SAFETY: `b` is `[out, rank]`.
-            None => unsafe { packed_b(layer.out, (&b, rank), 1.0)? },
-        };
         let bias = bias.as_ref().map(|bias| {
             check_tensor("bias", bias, &[layer.out])?;
             if layer.has_bias { copy(values(bias)) } else { Err(FormError::NoBias) }
         });
+        let (Joint { rank, a, b, panels, gain, shift, .. }, bias) = (joint, bias.transpose()?);
+        let b = match panels {
+            Some(panels) => panels,
+            // SAFETY: B is `[out, rank]`.
+            None => unsafe { packed_b(layer.out, (&b, rank), 1.0)? },
+        };
         let copied = |vector: Option<Vec<f32>>| vector.map(|vector| copy(&vector)).transpose();
-        Ok(Form { rank, a, b: panels, gain: copied(gain)?, bias: bias.transpose()?, shift: copied(shift)? })
+        Ok(Form { rank, a, b, gain: copied(gain)?, bias, shift: copied(shift)? })
     }
 
     /// The bytes it takes.
     pub(crate) fn bytes(&self) -> usize {
         let vectors = [&self.gain, &self.bias, &self.shift].into_iter().flatten();
         self.a.bytes() + self.b.bytes() + vectors.map(Buffer::bytes).sum::<usize>()
+    }
+}
+
+/// The form of the updates so far.
+struct Joint {
+    layer: Layer,
+    /// Of all updates together, and of those so far.
+    rank: usize,
+    so_far: usize,
+    /// `[rank, k]`, packed as rows.
+    a: Buffer,
+    /// `[out, rank]`, with its scale, once there are several to be put side by side.
+    b: Vec<f32>,
+    /// The panels of B, where one update's is all of it.
+    panels: Option<Buffer>,
+    gain: Option<Vec<f32>>,
+    shift: Option<Vec<f32>>,
+}
+
+impl Joint {
+    fn new(layer: Layer, rank: usize) -> Result<Joint, FormError> {
+        let a = floats(Packing::Rows.len(rank, layer.k))?;
+        Ok(Joint { layer, rank, so_far: 0, a, b: Vec::new(), panels: None, gain: None, shift: None })
+    }
+
+    /// Goes on with an update that fits the layer.
+    ///
+    /// # Safety
+    /// As for [`Form::new`].
+    unsafe fn then(&mut self, update: &Update, kernels: &Kernels) -> Result<(), FormError> {
+        let (layer, rank, scale) = (self.layer, update.rank(), update.scale as f32);
+        // SAFETY: `a` has room for the rows of all updates, and these are `[r, k]`.
+        let a = unsafe {
+            let rows = self.a.floats().add(self.so_far * panels::row_stride(layer.k));
+            pack(Packing::Rows, (rank, layer.k), values(&update.a), 1.0, rows);
+            rows
+        };
+        let is_all = rank == self.rank && self.gain.is_none();
+        let is_packed = is_all || update.magnitude.is_some();
+        // SAFETY: B is `[out, r]`.
+        let pack_b = || unsafe { packed_b(layer.out, (values(&update.b), rank), scale) };
+        let packed = is_packed.then(pack_b).transpose()?;
+        if !is_all {
+            self.append_b(values(&update.b), rank, scale)?;
+        }
+        self.so_far += rank;
+        if let Some(added) = &update.bias_of_b {
+            let shift = self.shift.get_or_insert_with(|| vec![0.0; layer.out]);
+            shift.iter_mut().zip(values(added)).for_each(|(shift, &b)| *shift += scale * b);
+        }
+        if let Some((magnitude, b)) = update.magnitude.as_ref().zip(packed.as_ref()) {
+            // SAFETY: the layer's panels, and A and B as they were just packed.
+            let norms = unsafe { norms(layer, (a, rank), b, kernels) };
+            self.times(values(magnitude).iter().zip(norms).map(|(m, n)| m / n).collect());
+        }
+        if is_all {
+            self.panels = packed;
+        }
+        Ok(())
+    }
+
+    /// Multiplies everything so far by a gain.
+    fn times(&mut self, gain: Vec<f32>) {
+        let times = |old: &mut Vec<f32>| old.iter_mut().zip(&gain).for_each(|(old, gain)| *old *= gain);
+        self.shift.iter_mut().for_each(times);
+        match &mut self.gain {
+            Some(gain) => times(gain),
+            None => self.gain = Some(gain),
+        }
+    }
+
+    /// Puts `s B / g` beside what is there, with the gain g so far.
+    fn append_b(&mut self, b: &[f32], rank: usize, scale: f32) -> Result<(), FormError> {
+        self.b.resize(self.layer.out * self.rank, 0.0);
+        let rows = b.chunks_exact(rank.max(1)).zip(self.b.chunks_exact_mut(self.rank.max(1)));
+        for (output, (from, to)) in rows.enumerate() {
+            let gain = self.gain.as_ref().map_or(1.0, |gain| gain[output]);
+            let undo = inverse(output, gain)?;
+            for (to, &from) in to[self.so_far..].iter_mut().zip(from) {
+                *to = scale * from * undo;
+                if (scale * from).is_finite() && !to.is_finite() {
+                    return Err(FormError::Gain { output, gain: gain.to_string() });
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -12,7 +12,7 @@ mod rows;
 pub use adapter::{Adapter, AdapterError, AdapterWeights};
 pub use form::{FormError, LayerWeights, Update};
 pub use order::{OrderError, in_order};
-pub(crate) use rows::{Piece, Rank};
+pub(crate) use rows::Piece;
 pub use rows::{Rows, Runs};
 
 use std::collections::BTreeMap;

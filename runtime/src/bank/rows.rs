@@ -76,10 +76,6 @@ unsafe impl Send for Runs {}
 // SAFETY: as above.
 unsafe impl Sync for Runs {}
 
-/// The largest rank of a layer over the adapters of a call: as much room as each row of it gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Rank(pub(crate) usize);
-
 /// Neighbouring rows of a layer with one adapter, or with none.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Piece<'a> {
@@ -119,8 +115,8 @@ impl Runs {
     /// The adapters that were [taken](Self::take) are alive.
     pub(crate) unsafe fn reserve(&mut self, layer: usize, rows: usize) -> Result<(), BindError> {
         // SAFETY: the caller's adapters.
-        let Rank(rank) = unsafe { self.rank(layer) };
-        let bytes = rows.saturating_mul(rank).saturating_mul(size_of::<f32>());
+        let room = unsafe { self.room(layer) };
+        let bytes = rows.saturating_mul(room).saturating_mul(size_of::<f32>());
         if bytes > self.hidden.bytes() {
             self.hidden = Buffer::EMPTY;
             let what = || "the adapters' hidden values".to_owned();
@@ -137,14 +133,14 @@ impl Runs {
         self.runs[run].adapter.and_then(|adapter| unsafe { (*adapter).form(layer) })
     }
 
-    /// The room for each row of a layer.
+    /// The largest rank of a layer over the adapters of the call: the room for the hidden values of each of its rows.
     ///
     /// # Safety
     /// The adapters of the call are alive.
-    pub(crate) unsafe fn rank(&self, layer: usize) -> Rank {
+    pub(crate) unsafe fn room(&self, layer: usize) -> usize {
         // SAFETY: the caller's adapters.
         let ranks = (0..self.runs.len()).filter_map(|run| unsafe { self.form(run, layer) });
-        Rank(ranks.map(|form| form.rank).max().unwrap_or(0))
+        ranks.map(|form| form.rank).max().unwrap_or(0)
     }
 
     /// Whether an item's adapter changes a layer.
@@ -160,13 +156,13 @@ impl Runs {
     ///
     /// # Safety
     /// The adapters of the call are alive, [`reserve`](Self::reserve) has made room for the layer, and `room` is its
-    /// [`rank`](Self::rank).
+    /// [`room`](Self::room).
     pub(crate) unsafe fn pieces(
         &self,
         layer: usize,
         item_rows: usize,
         (first, end): (usize, usize),
-        Rank(room): Rank,
+        room: usize,
     ) -> impl Iterator<Item = Piece<'_>> {
         let item = first.checked_div(item_rows).unwrap_or(0);
         let start = self.runs.partition_point(|run| run.first <= item).saturating_sub(1);

@@ -7,7 +7,7 @@
 
 use super::{BLOCK_ROWS, DOT_ROWS, Product, context};
 use crate::abi::Frame;
-use crate::bank::{Piece, Rank, Runs};
+use crate::bank::{Piece, Runs};
 use crate::kernels::{Block, DotBlock, Fetch, Kernels};
 use crate::memory::Buffer;
 use crate::panels::Panel;
@@ -20,7 +20,8 @@ struct Adapters<'a> {
     layer: usize,
     /// Rows of an item.
     item_rows: usize,
-    rank: Rank,
+    /// The largest rank, and the room for each row's hidden values.
+    room: usize,
 }
 
 impl<'a> Adapters<'a> {
@@ -41,7 +42,7 @@ impl<'a> Adapters<'a> {
     /// The adapters of the call are alive.
     unsafe fn pieces(self, first: usize, end: usize) -> impl Iterator<Item = Piece<'a>> {
         // SAFETY: the caller's adapters; the session has made room for every layer.
-        unsafe { self.runs.pieces(self.layer, self.item_rows, (first, end), self.rank) }
+        unsafe { self.runs.pieces(self.layer, self.item_rows, (first, end), self.room) }
     }
 }
 
@@ -59,7 +60,7 @@ pub(super) unsafe fn product(frame: *const Frame, product: &Product<'_>) -> bool
         if !runs.change(layer) {
             return false;
         }
-        let adapters = Adapters { runs, layer, item_rows, rank: runs.rank(layer) };
+        let adapters = Adapters { runs, layer, item_rows, room: runs.room(layer) };
         hidden(frame, product, adapters);
         outputs(frame, product, adapters);
     }
@@ -71,12 +72,12 @@ pub(super) unsafe fn product(frame: *const Frame, product: &Product<'_>) -> bool
 /// # Safety
 /// As for [`product`].
 unsafe fn hidden(frame: *const Frame, product: &Product<'_>, adapters: Adapters<'_>) {
-    if adapters.rank.0 == 0 {
+    if adapters.room == 0 {
         return;
     }
     // SAFETY: the caller's frame.
     let context = unsafe { context(frame) };
-    let operations = product.rows.saturating_mul(product.k).saturating_mul(adapters.rank.0);
+    let operations = product.rows.saturating_mul(product.k).saturating_mul(adapters.room);
     let shared = Shared((*product, adapters));
     context.workers.run(product.rows.div_ceil(DOT_ROWS), operations, &|task| {
         let (product, adapters) = *shared.get();
@@ -153,30 +154,15 @@ unsafe fn weight_alone<'a>(
     unsafe { (kernels.product)(&Block { rank: 0, h: none, b: none, gain, bias, ahead, ..*block }) };
 }
 
-/// Rows of a block whose first row is `first`.
-///
-/// # Safety
-/// They are rows of it.
-unsafe fn rows_of(block: &Block, first: usize, from: usize, end: usize) -> Block {
-    let skipped = from - first;
-    // SAFETY: the caller's rows.
-    unsafe {
-        Block {
-            rows: end - from,
-            x: block.x.add(skipped * block.k),
-            y: block.y.add(skipped * block.y_stride),
-            ..*block
-        }
-    }
-}
-
-/// A piece's rows of a block with what its adapter does to them.
+/// A piece's rows of a block, whose first row is `first`, with what its adapter does to them.
 ///
 /// # Safety
 /// They are rows of the block, and `panel` is the block's.
 unsafe fn adapted(block: &Block, first: usize, piece: &Piece<'_>, panel: Panel) -> Block {
+    let skipped = piece.first - first;
     // SAFETY: the caller's rows.
-    let rows = unsafe { rows_of(block, first, piece.first, piece.end) };
+    let (x, y) = unsafe { (block.x.add(skipped * block.k), block.y.add(skipped * block.y_stride)) };
+    let rows = Block { rows: piece.end - piece.first, x, y, ..*block };
     let Some(form) = piece.form else { return rows };
     let vector = |buffer: &Option<Buffer>| {
         let column = |buffer: &Buffer| buffer.floats().cast_const().wrapping_add(panel.first);

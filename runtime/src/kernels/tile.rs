@@ -259,8 +259,8 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(block: &Block, p
 }
 
 /// What a share of a tile's steps fetches, and where the share ends. A tile that fetches for its rows has one share for the
-/// panel that comes next, a step for each line of it as far as there are, and one for each row, of which it fetches as large a part as its steps are
-/// of all: a core waits for few lines at a time.
+/// panel that comes next, a step for each line of it as far as there are, and one for each row, of which it fetches as
+/// large a part as its steps are of all: a core waits for few lines at a time.
 #[inline(always)]
 unsafe fn fetched<const ROWS: usize>(
     block: &Block,
