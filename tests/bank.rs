@@ -4,18 +4,17 @@
 
 mod common;
 
-use common::{case, data, file, model_directory, reals};
+use common::{case, data, file, given, model_directory, reals};
 use engraft::compiler::compilations;
 use engraft::import::peft::{AttachError, LoraConfig, PeftAdapter, adaptable, combine, updates};
 use engraft::import::safetensors::read_weights;
 use engraft::ir::layers::linear;
 use engraft::prelude::*;
 use engraft::pretrained::{CompileOptions, CompiledModel, Pretrained};
-use engraft::runtime::{self, Bank, Context, Weights, in_order};
+use engraft::runtime::{self, Bank, Context, Model, Weights, in_order};
 use engraft_testing::assert_close;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// As the recordings ask: `|ours - theirs| <= 1e-5 max(1, max |theirs|) + 1e-4 |theirs|`.
@@ -33,15 +32,19 @@ fn recorded_rows(recorded: &Path) -> Vec<Option<String>> {
     json["row_adapters"].as_array().unwrap().iter().map(name).collect()
 }
 
-/// Those of these inputs that a call takes.
-fn given(io: &Weights) -> Weights {
-    let names = ["input_ids", "attention_mask", "token_type_ids", "position_ids"];
-    io.iter().filter(|(name, _)| names.contains(name)).map(|(name, t)| (name, Arc::clone(t))).collect()
-}
-
 fn with_bank(base: &Path) -> CompiledModel {
     let options = CompileOptions { bank: true, ..CompileOptions::default() };
     Pretrained::open(base).unwrap().compile(options).unwrap()
+}
+
+/// A user's own graph with a recording's base: the bank of the runtime and the model without adapters.
+fn on_graph(graph: &Graph, recorded: &Path) -> (Bank, Model) {
+    let program = compile(graph, &Options::default()).unwrap().program;
+    let weights = read_weights(recorded.join("base.safetensors")).unwrap();
+    let context = Context::new(runtime::Options::default()).unwrap();
+    let base = program.load_base(&weights, context).unwrap();
+    let model = base.load_adapter(&Weights::new()).unwrap();
+    (Bank::new(base), model)
 }
 
 /// A user's own graph, with the bank of the runtime.
@@ -52,11 +55,7 @@ fn each_row_of_an_mlp_has_its_own_adapter() {
     let x = g.input("x", F32, dims!["batch", 24]);
     g.output("y", linear(linear(x, "fc1", 40, true).relu(), "fc2", 16, true));
     let graph = adaptable(&g.finish().unwrap()).unwrap();
-    let program = compile(&graph, &Options::default()).unwrap().program;
-    let weights = read_weights(recorded.join("base.safetensors")).unwrap();
-    let context = Context::new(runtime::Options::default()).unwrap();
-    let base = program.load_base(&weights, context).unwrap();
-    let (bank, model) = (Bank::new(base.clone()), base.load_adapter(&Weights::new()).unwrap());
+    let (bank, model) = on_graph(&graph, &recorded);
     let before = compilations();
     for name in ["a", "b", "c"] {
         let adapter = PeftAdapter::open(recorded.join("adapters").join(name)).unwrap();
@@ -221,10 +220,7 @@ fn every_recorded_adapter_fits_a_bank() {
             Err(AttachError::NotAdaptable { .. } | AttachError::ResidualBase { .. }) => continue,
             weights => weights.unwrap(),
         };
-        let program = compile(&graph, &Options::default()).unwrap().program;
-        let context = Context::new(runtime::Options::default()).unwrap();
-        let base = program.load_base(&file(&name, "base.safetensors"), context).unwrap();
-        let (bank, model) = (Bank::new(base.clone()), base.load_adapter(&Weights::new()).unwrap());
+        let (bank, model) = on_graph(&graph, &case(&name));
         bank.load("it", &weights).unwrap();
         let io = file(&name, "io.safetensors");
         let x = io.get("x").unwrap();
@@ -244,11 +240,7 @@ fn several_adapters_follow_each_other_on_a_row() {
     let x = g.input("x", F32, dims!["batch", 6]);
     g.output("y", linear(linear(x, "fc1", 8, true).relu(), "fc2", 5, true));
     let graph = adaptable(&g.finish().unwrap()).unwrap();
-    let program = compile(&graph, &Options::default()).unwrap().program;
-    let weights = read_weights(recorded.join("base.safetensors")).unwrap();
-    let context = Context::new(runtime::Options::default()).unwrap();
-    let base = program.load_base(&weights, context).unwrap();
-    let (bank, model) = (Bank::new(base.clone()), base.load_adapter(&Weights::new()).unwrap());
+    let (bank, model) = on_graph(&graph, &recorded);
     let io = read_weights(recorded.join("io.safetensors")).unwrap();
     let adapter = |name: &str| PeftAdapter::open(recorded.join(name)).unwrap();
     let cat = combine(&[(0.5, &adapter("l1")), (-1.5, &adapter("l2"))]).unwrap();

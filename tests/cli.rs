@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{base, case, file};
+use common::{base, case, file, printed, refused};
 use engraft::import::safetensors::{read_weights, write};
 use engraft::ir::json;
 use engraft::prelude::{F32, GraphBuilder, dims};
@@ -28,22 +28,13 @@ fn engraft(arguments: &[&str]) -> Output {
 /// What a successful command prints.
 #[track_caller]
 fn succeeds(arguments: &[&str]) -> String {
-    let Output { status, stdout, stderr } = engraft(arguments);
-    assert!(status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&stderr));
-    assert!(stderr.is_empty(), "{}", String::from_utf8_lossy(&stderr));
-    String::from_utf8(stdout).unwrap()
+    printed(arguments, engraft(arguments))
 }
 
 /// Requires exit code 1 and one line of error that says all of this.
 #[track_caller]
 fn refuses(arguments: &[&str], parts: &[&str]) {
-    let Output { status, stderr, .. } = engraft(arguments);
-    let stderr = String::from_utf8(stderr).unwrap();
-    assert_eq!(status.code(), Some(1), "{arguments:?}: {stderr}");
-    assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1, "{stderr:?}");
-    for part in parts {
-        assert!(stderr.contains(part), "{stderr:?} should contain {part:?}");
-    }
+    refused(arguments, engraft(arguments), parts);
 }
 
 /// A directory with the base of the case `dora` as text and JSON, and what else a test puts there.

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{case, model_directory, reals};
+use common::{case, model_directory, printed, reals, refused};
 use engraft::import::safetensors::read_weights;
 use engraft_testing::assert_close;
 use serde_json::{Value as Json, json};
@@ -23,10 +23,7 @@ fn engraft(arguments: &[&str]) -> Output {
 /// What a successful command prints: nothing to standard error, and no wider than the page.
 #[track_caller]
 fn succeeds(arguments: &[&str]) -> String {
-    let Output { status, stdout, stderr } = engraft(arguments);
-    assert!(status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&stderr));
-    assert!(stderr.is_empty(), "{}", String::from_utf8_lossy(&stderr));
-    let text = String::from_utf8(stdout).unwrap();
+    let text = printed(arguments, engraft(arguments));
     if !arguments.contains(&"--json") {
         // A path may be as long as it likes.
         let temporary = std::env::temp_dir();
@@ -44,13 +41,7 @@ fn succeeds_as_json(arguments: &[&str]) -> Json {
 /// Requires exit code 1 and one line of error that says all of this.
 #[track_caller]
 fn refuses(arguments: &[&str], parts: &[&str]) {
-    let Output { status, stderr, .. } = engraft(arguments);
-    let stderr = String::from_utf8(stderr).unwrap();
-    assert_eq!(status.code(), Some(1), "{arguments:?}: {stderr}");
-    assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1, "{stderr:?}");
-    for part in parts {
-        assert!(stderr.contains(part), "{stderr:?} should contain {part:?}");
-    }
+    refused(arguments, engraft(arguments), parts);
 }
 
 /// A place for what a test makes.

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{case, data, model_directory, reals};
+use common::{case, data, given, model_directory, reals};
 use engraft::import::models::Logits;
 use engraft::import::peft::PeftAdapter;
 use engraft::import::safetensors::read_weights;
@@ -15,7 +15,6 @@ use engraft_testing::{MINILM, SMOLLM2, assert_close, model};
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::Arc;
 
 /// As the recordings ask: `|ours - theirs| <= 1e-5 max(1, max |theirs|) + 1e-4 |theirs|`.
 const ATOL: f64 = 1e-5;
@@ -31,12 +30,6 @@ fn compiled(base: &Path, adapter: Option<&Path>, merge: bool) -> CompiledModel {
         model = model.adapter(adapter).unwrap();
     }
     model.compile(CompileOptions { merge, ..CompileOptions::default() }).unwrap()
-}
-
-/// Those of these inputs that a call takes.
-fn given(io: &Weights) -> Weights {
-    let names = ["input_ids", "attention_mask", "token_type_ids", "position_ids"];
-    io.iter().filter(|(name, _)| names.contains(name)).map(|(name, t)| (name, Arc::clone(t))).collect()
 }
 
 fn check_case(name: &str) {

@@ -6,6 +6,8 @@ use engraft::ir::layers::{conv1d, embedding, linear};
 use engraft::prelude::*;
 use engraft::runtime::{self, Weights};
 use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::Arc;
 use tempfile::TempDir;
 
 /// A file or directory of the recorded data.
@@ -57,4 +59,30 @@ pub fn base(name: &str) -> Graph {
     };
     g.output("y", y);
     g.finish().unwrap()
+}
+
+/// Those of a recording's inputs that a call takes.
+pub fn given(io: &Weights) -> Weights {
+    let names = ["input_ids", "attention_mask", "token_type_ids", "position_ids"];
+    io.iter().filter(|(name, _)| names.contains(name)).map(|(name, t)| (name, Arc::clone(t))).collect()
+}
+
+/// What a successful command prints, which says nothing to standard error.
+#[track_caller]
+pub fn printed(arguments: &[&str], output: Output) -> String {
+    let Output { status, stdout, stderr } = output;
+    assert!(status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&stderr));
+    assert!(stderr.is_empty(), "{}", String::from_utf8_lossy(&stderr));
+    String::from_utf8(stdout).unwrap()
+}
+
+/// Requires exit code 1 and one line of error that says all of this.
+#[track_caller]
+pub fn refused(arguments: &[&str], output: Output, parts: &[&str]) {
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {stderr}");
+    assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1, "{stderr:?}");
+    for part in parts {
+        assert!(stderr.contains(part), "{stderr:?} should contain {part:?}");
+    }
 }

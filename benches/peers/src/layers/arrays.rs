@@ -61,8 +61,7 @@ impl Layer {
     /// # Errors
     /// None, for a batch that the layer was made for.
     pub fn input(&self, batch: usize) -> Result<Tensor, Error> {
-        let elements = self.rows[..batch * self.shape.inputs].to_vec();
-        Ok(Tensor::f32(&[batch, self.shape.inputs], elements)?)
+        first_rows(&self.rows, self.shape.inputs, batch)
     }
 
     /// Writes what other processes and libraries read: all weights, x as `x`, and the merged weight as `merged`.
@@ -80,12 +79,6 @@ impl Layer {
         Ok(safetensors::write(path, &arrays)?)
     }
 
-    /// The rows of a batch that are checked.
-    pub fn checked_rows(batch: usize) -> impl Iterator<Item = usize> {
-        let count = batch.min(CHECKED_ROWS);
-        (0..count).map(move |i| if count == 1 { 0 } else { i * (batch - 1) / (count - 1) })
-    }
-
     /// What the checked rows of y should be, with the adapter or by the base alone.
     ///
     /// # Errors
@@ -94,7 +87,7 @@ impl Layer {
         let inputs = self.shape.inputs;
         let (bias, weight) = (self.array("bias")?, self.array("weight")?);
         let mut expected = Vec::with_capacity(CHECKED_ROWS * self.shape.outputs);
-        for row in Self::checked_rows(batch) {
+        for row in checked_rows(batch) {
             let x = &self.rows[row * inputs..][..inputs];
             for (output, &bias) in bias.iter().enumerate() {
                 let range = output * inputs..(output + 1) * inputs;
@@ -113,6 +106,20 @@ impl Layer {
         let missing = || Error::NoArray { name: name.to_owned(), place: "the layer".to_owned() };
         Ok(self.weights.get(name).ok_or_else(missing)?.as_f32()?)
     }
+}
+
+/// The rows of a batch that are compared with f64.
+pub fn checked_rows(batch: usize) -> impl Iterator<Item = usize> {
+    let count = batch.min(CHECKED_ROWS);
+    (0..count).map(move |i| if count == 1 { 0 } else { i * (batch - 1) / (count - 1) })
+}
+
+/// The first rows of a matrix of so many columns.
+///
+/// # Errors
+/// None, for a matrix that has as many.
+pub fn first_rows(matrix: &[f32], columns: usize, rows: usize) -> Result<Tensor, Error> {
+    Ok(Tensor::f32(&[rows, columns], matrix[..rows * columns].to_vec())?)
 }
 
 fn dot(x: &[f32], w: impl Iterator<Item = f64>) -> f64 {

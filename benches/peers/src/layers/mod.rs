@@ -4,6 +4,7 @@ mod arrays;
 mod grid;
 mod ours;
 
+pub use arrays::{ALPHA, checked_rows, first_rows};
 pub use grid::{Grid, Shape};
 
 use crate::bounds::FAR;
@@ -14,7 +15,7 @@ use crate::python;
 use crate::results::Point;
 use crate::session::Session;
 use crate::workload::Workload;
-use arrays::{ALPHA, Layer};
+use arrays::Layer;
 use engraft::runtime::Tensor;
 use ours::Programs;
 use serde_json::json;
@@ -72,7 +73,7 @@ fn truth(layer: &Layer, batch: usize) -> Result<Truth, Error> {
     Ok(Truth {
         said_by: "the layer in f64",
         width: layer.shape.outputs,
-        rows: Layer::checked_rows(batch).collect(),
+        rows: checked_rows(batch).collect(),
         expected: vec![
             (Meaning::Base, layer.expected(false, batch)?),
             (Meaning::Adapted, layer.expected(true, batch)?),

@@ -3,7 +3,7 @@
 
 use crate::contender::Meaning;
 use crate::error::Error;
-use crate::layers::Shape;
+use crate::layers::{ALPHA, Shape, checked_rows, first_rows};
 use engraft::import::safetensors;
 use engraft::runtime::{Tensor, Weights};
 use rand::{Rng, SeedableRng};
@@ -11,14 +11,8 @@ use rand_chacha::ChaCha8Rng;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Rows of an output that are compared with f64, spread over the batch.
-const CHECKED_ROWS: usize = 4;
-
 /// How many adapters there are where there are few.
 pub const FEW: usize = 8;
-
-/// LoRA's alpha; the scale is alpha / r.
-pub const ALPHA: f64 = 16.0;
 
 /// A linear layer with adapters, and inputs for the largest batch.
 pub struct Layer {
@@ -84,8 +78,7 @@ impl Layer {
     /// # Errors
     /// None, for a batch that the layer was made for.
     pub fn input(&self, batch: usize) -> Result<Tensor, Error> {
-        let elements = self.rows[..batch * self.shape.inputs].to_vec();
-        Ok(Tensor::f32(&[batch, self.shape.inputs], elements)?)
+        first_rows(&self.rows, self.shape.inputs, batch)
     }
 
     /// Writes what other processes read: the layer, x as `x`, and A and B of the first few adapters as `lora_A.0` and so on.
@@ -103,12 +96,6 @@ impl Layer {
         Ok(safetensors::write(path, &named)?)
     }
 
-    /// The rows of a batch that are checked.
-    pub fn checked_rows(batch: usize) -> impl Iterator<Item = usize> {
-        let count = batch.min(CHECKED_ROWS);
-        (0..count).map(move |i| if count == 1 { 0 } else { i * (batch - 1) / (count - 1) })
-    }
-
     /// Which adapter a row has.
     pub fn choice(meaning: Meaning, row: usize) -> Option<usize> {
         match meaning {
@@ -123,8 +110,8 @@ impl Layer {
     /// # Errors
     /// The layer's own arrays are not what they are.
     pub fn expected(&self, meaning: Meaning, batch: usize) -> Result<Vec<f64>, Error> {
-        let mut expected = Vec::with_capacity(CHECKED_ROWS * self.shape.outputs);
-        for row in Self::checked_rows(batch) {
+        let mut expected = Vec::new();
+        for row in checked_rows(batch) {
             let adapter = Self::choice(meaning, row).map(|index| &self.adapters[index]);
             expected.extend(self.row(row, adapter, meaning != Meaning::FewLora)?);
         }

@@ -8,12 +8,12 @@ use crate::bounds::FAR;
 use crate::contender::{Meaning, Who};
 use crate::contest::{Contest, Truth};
 use crate::error::Error;
-use crate::layers::Shape;
+use crate::layers::{ALPHA, Shape, checked_rows};
 use crate::python;
 use crate::results::Point;
 use crate::session::Session;
 use crate::workload::Workload;
-use arrays::{ALPHA, Layer};
+use arrays::Layer;
 use ours::Loaded;
 use serde_json::json;
 use std::time::Duration;
@@ -80,7 +80,7 @@ fn truth(layer: &Layer, batch: usize) -> Result<Truth, Error> {
     Ok(Truth {
         said_by: "the layer in f64",
         width: layer.shape.outputs,
-        rows: Layer::checked_rows(batch).collect(),
+        rows: checked_rows(batch).collect(),
         expected: expected.into_iter().collect::<Result<_, Error>>()?,
     })
 }
