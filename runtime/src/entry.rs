@@ -5,7 +5,7 @@ mod adapted;
 
 use crate::abi::{Attention, Dot, Frame, Linear, NOT_ADAPTABLE, Pack, RowNorm, Unary};
 use crate::context::Context;
-use crate::kernels::{AttentionBlock, Block, DotBlock, Mask, NormBlock, VECTORS};
+use crate::kernels::{AttentionBlock, Block, DotBlock, Finish, Mask, NormBlock, VECTORS};
 use crate::panels::{self, LANE, PANEL, Panel};
 use crate::profile::engraft_mark;
 use crate::workers::Shared;
@@ -75,7 +75,8 @@ pub unsafe extern "C" fn engraft_linear(frame: *const Frame, linear: *const Line
         // SAFETY: `place` yields each block of the output once; the kernels are ones this CPU can run; an epilogue is
         // called for finished rows and columns of the product.
         unsafe {
-            let block = product.block(row, panel);
+            let finishes = [product.finish()];
+            let block = product.block(row, panel, &finishes);
             (context.kernels.product)(&block);
             product.epilogue(frame, row, block.rows, panel);
         }
@@ -245,35 +246,45 @@ impl<'a> Product<'a> {
         }
     }
 
+    /// What follows the sums of all rows alike.
+    fn finish(&self) -> Finish {
+        let linear = self.linear;
+        debug_assert!(self.rank == 0 || !(linear.h.is_null() || linear.b.is_null()));
+        Finish {
+            first: 0,
+            end: self.batch * self.rows,
+            rank: self.rank,
+            h: linear.h,
+            b: linear.b,
+            b_rows: self.rank,
+            gain: linear.gain,
+            gain_stride: 1,
+            bias: linear.bias,
+            shift: std::ptr::null(),
+        }
+    }
+
     /// # Safety
-    /// `row` and `panel` come from [`Product::place`] and the pointers of the product are valid.
-    unsafe fn block(&self, row: FirstRow, panel: Panel) -> Block {
+    /// `row` and `panel` come from [`Product::place`], the pointers of the product are valid, and `finishes` cover its rows.
+    unsafe fn block<'f>(&self, row: FirstRow, panel: Panel, finishes: &'f [Finish]) -> Block<'f> {
         let linear = self.linear;
         let panels = row.item * linear.w_batch_stride as usize;
-        let all_rows = row.item * self.rows + row.first;
-        debug_assert!(self.rank == 0 || !(linear.h.is_null() || linear.b.is_null()));
+        let first_row = row.item * self.rows + row.first;
         debug_assert_eq!(panel.width % LANE, 0);
-        // The low-rank part, gain and bias may be null: wrapping arithmetic, and null stays null.
-        let column = |of: *const f32| if of.is_null() { of } else { of.wrapping_add(panel.first) };
         // SAFETY: the block lies inside the product.
         unsafe {
             Block {
                 rows: (self.rows - row.first).min(BLOCK_ROWS),
                 k: self.k,
-                rank: self.rank,
+                first_column: panel.first,
                 width: panel.width,
                 columns: panel.columns,
                 x: linear.x.add(row.item * linear.x_batch_stride as usize + row.first * self.k),
                 w: linear.w.add(panels + panel.first * self.k),
-                h: linear.h.wrapping_add(all_rows * self.rank),
-                b: linear.b.wrapping_add(panel.first * self.rank),
-                gain: column(linear.gain),
-                bias: column(linear.bias),
-                shift: std::ptr::null(),
-                resume: false,
-                ahead: std::ptr::null(),
-                y: linear.y.add(all_rows * self.out + panel.first),
+                y: linear.y.add(first_row * self.out + panel.first),
                 y_stride: self.out,
+                first_row,
+                finishes,
             }
         }
     }

@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use crate::context::Context;
-use crate::kernels::{Block, STREAM_STEP};
+use crate::kernels::{Block, Finish, STREAM_STEP};
 use crate::memory::Buffer;
 use crate::panels::{LANE, PANEL};
 
@@ -78,25 +78,21 @@ impl Tile {
 
     /// Computes it once on the calling thread, with the kernels of `context`.
     pub fn run(&mut self, context: &Context) {
+        let finishes = [Finish::nothing(self.rows)];
         let block = Block {
             rows: self.rows,
             k: self.k,
-            rank: 0,
+            first_column: 0,
             width: PANEL,
             columns: PANEL,
             x: self.x.as_slice().as_ptr(),
             w: self.w.as_slice().as_ptr(),
-            h: std::ptr::null(),
-            b: std::ptr::null(),
-            gain: std::ptr::null(),
-            bias: std::ptr::null(),
-            shift: std::ptr::null(),
-            resume: false,
-            ahead: std::ptr::null(),
             y: self.y.as_mut_slice().as_mut_ptr(),
             y_stride: PANEL,
+            first_row: 0,
+            finishes: &finishes,
         };
-        // SAFETY: x is `[rows, k]`, w a panel `[k, PANEL]`, y `[rows, PANEL]`; there is no low-rank part, gain or bias; the
+        // SAFETY: x is `[rows, k]`, w a panel `[k, PANEL]`, y `[rows, PANEL]`; nothing follows the sums; the
         // kernels of a context are ones that this CPU can run.
         unsafe { (context.kernels.product)(black_box(&block)) };
     }

@@ -103,10 +103,8 @@ pub(crate) struct Form {
     pub(crate) rank: usize,
     /// A `[rank, k]`, packed as rows.
     pub(crate) a: Buffer,
-    /// B `[out, rank]`, packed into panels, with its scale.
-    pub(crate) b: Buffer,
-    /// `[out]`
-    pub(crate) gain: Option<Buffer>,
+    /// B `[out, rank]` with its scale, and the gain.
+    pub(crate) b: FactorPanels,
     /// `[out]`, in the place of the layer's.
     pub(crate) bias: Option<Buffer>,
     /// `[out]`, added to the bias.
@@ -125,7 +123,8 @@ impl Form {
         for update in updates {
             check(layer, update)?;
         }
-        let mut joint = Joint::new(layer, updates.iter().map(Update::rank).sum())?;
+        let has_gain = updates.iter().any(|update| update.magnitude.is_some());
+        let mut joint = Joint::new(layer, updates.iter().map(Update::rank).sum(), has_gain)?;
         for update in updates {
             // SAFETY: the caller's panels and kernels.
             unsafe { joint.then(update, kernels)? };
@@ -135,20 +134,83 @@ impl Form {
             if layer.has_bias { copy(values(bias)) } else { Err(FormError::NoBias) }
         });
         let (Joint { rank, a, b, panels, gain, shift, .. }, bias) = (joint, bias.transpose()?);
-        let b = match panels {
+        let mut b = match panels {
             Some(panels) => panels,
-            // SAFETY: B is `[out, rank]`.
-            None => unsafe { packed_b(layer.out, (&b, rank), 1.0)? },
+            None => FactorPanels::new(layer.out, (&b, rank), 1.0, has_gain)?,
         };
-        let copied = |vector: Option<Vec<f32>>| vector.map(|vector| copy(&vector)).transpose();
-        Ok(Form { rank, a, b, gain: copied(gain)?, bias, shift: copied(shift)? })
+        if let Some(gain) = &gain {
+            b.set_gain(gain);
+        }
+        Ok(Form { rank, a, b, bias, shift: shift.map(|shift| copy(&shift)).transpose()? })
     }
 
     /// The bytes it takes.
     pub(crate) fn bytes(&self) -> usize {
-        let vectors = [&self.gain, &self.bias, &self.shift].into_iter().flatten();
-        self.a.bytes() + self.b.bytes() + vectors.map(Buffer::bytes).sum::<usize>()
+        let vectors = [&self.bias, &self.shift].into_iter().flatten();
+        self.a.bytes() + self.b.panels.bytes() + vectors.map(Buffer::bytes).sum::<usize>()
     }
+}
+
+/// B `[out, rank]` in panels, each of which begins with the gain of its outputs, if there is one: what finishes a row lies
+/// in one piece for each panel of outputs, and is fetched at once.
+#[derive(Debug)]
+pub(crate) struct FactorPanels {
+    out: usize,
+    rank: usize,
+    has_gain: bool,
+    panels: Buffer,
+}
+
+impl FactorPanels {
+    /// `scale` times B, which has as many elements as its extents say. The gain is zero until it is set.
+    fn new(out: usize, (b, rank): (&[f32], usize), scale: f32, has_gain: bool) -> Result<Self, FormError> {
+        let panels = floats(Packing::Panels.len(out, rank + usize::from(has_gain)))?;
+        let panels = FactorPanels { out, rank, has_gain, panels };
+        for panel in all_panels(out) {
+            let b = &b[panel.first * rank..(panel.first + panel.columns) * rank];
+            // SAFETY: the panel has room for the gain's row and for these outputs of B.
+            unsafe {
+                let to = panels.panel(panel).add(usize::from(has_gain) * panel.width);
+                pack(Packing::Panels, (panel.columns, rank), b, scale, to);
+            }
+        }
+        Ok(panels)
+    }
+
+    fn set_gain(&mut self, gain: &[f32]) {
+        for panel in all_panels(self.out) {
+            let gain = &gain[panel.first..panel.first + panel.columns];
+            // SAFETY: the panel begins with a row for the gain.
+            unsafe { std::ptr::copy_nonoverlapping(gain.as_ptr(), self.panel(panel), gain.len()) };
+        }
+    }
+
+    /// Rows of each panel, of which the last are those of B.
+    pub(crate) fn rows(&self) -> usize {
+        self.rank + usize::from(self.has_gain)
+    }
+
+    pub(crate) fn panels(&self) -> *const f32 {
+        self.panels.floats()
+    }
+
+    /// The gain of the first panel, or null.
+    pub(crate) fn gain(&self) -> *const f32 {
+        if self.has_gain { self.panels() } else { std::ptr::null() }
+    }
+
+    fn panel(&self, panel: Panel) -> *mut f32 {
+        self.panels.floats().wrapping_add(panel.first * self.rows())
+    }
+
+    /// Where a panel's B begins.
+    fn b(&self, panel: Panel) -> *const f32 {
+        self.panel(panel).wrapping_add(usize::from(self.has_gain) * panel.width)
+    }
+}
+
+fn all_panels(out: usize) -> impl Iterator<Item = Panel> {
+    (0..out.div_ceil(PANEL)).map(move |index| Panel::of(out, index))
 }
 
 /// The form of the updates so far.
@@ -162,15 +224,17 @@ struct Joint {
     /// `[out, rank]`, with its scale, once there are several to be put side by side.
     b: Vec<f32>,
     /// The panels of B, where one update's is all of it.
-    panels: Option<Buffer>,
+    panels: Option<FactorPanels>,
+    has_gain: bool,
     gain: Option<Vec<f32>>,
     shift: Option<Vec<f32>>,
 }
 
 impl Joint {
-    fn new(layer: Layer, rank: usize) -> Result<Joint, FormError> {
+    fn new(layer: Layer, rank: usize, has_gain: bool) -> Result<Joint, FormError> {
         let a = floats(Packing::Rows.len(rank, layer.k))?;
-        Ok(Joint { layer, rank, so_far: 0, a, b: Vec::new(), panels: None, gain: None, shift: None })
+        let (b, panels, gain, shift) = (Vec::new(), None, None, None);
+        Ok(Joint { layer, rank, so_far: 0, a, b, panels, has_gain, gain, shift })
     }
 
     /// Goes on with an update that fits the layer.
@@ -187,8 +251,7 @@ impl Joint {
         };
         let is_all = rank == self.rank && self.gain.is_none();
         let is_packed = is_all || update.magnitude.is_some();
-        // SAFETY: B is `[out, r]`.
-        let pack_b = || unsafe { packed_b(layer.out, (values(&update.b), rank), scale) };
+        let pack_b = || FactorPanels::new(layer.out, (values(&update.b), rank), scale, self.has_gain);
         let packed = is_packed.then(pack_b).transpose()?;
         if !is_all {
             self.append_b(values(&update.b), rank, scale)?;
@@ -316,26 +379,19 @@ unsafe fn pack(packing: Packing, (out, k): (usize, usize), matrix: &[f32], scale
     unsafe { panels::pack_here(&pack) };
 }
 
-/// `scale` times B `[out, rank]` in panels.
-///
-/// # Safety
-/// B has as many elements.
-unsafe fn packed_b(out: usize, (b, rank): (&[f32], usize), scale: f32) -> Result<Buffer, FormError> {
-    let panels = floats(Packing::Panels.len(out, rank))?;
-    // SAFETY: the buffer has room for `[out, rank]`, which `b` is.
-    unsafe { pack(Packing::Panels, (out, rank), b, scale, panels.floats()) };
-    Ok(panels)
-}
-
 /// `‖W + s B A‖₂` of each output.
 ///
 /// # Safety
-/// The layer's panels; `a` points to `[rank, k]` packed as rows, and `b` is `s B` in panels; `kernels` are ones that this CPU
-/// can run.
-unsafe fn norms(layer: Layer, (a, rank): (*const f32, usize), b: &Buffer, kernels: &Kernels) -> Vec<f32> {
+/// The layer's panels; `a` points to `[rank, k]` packed as rows, and `b` has `s B`; `kernels` are ones that this CPU can
+/// run.
+unsafe fn norms(
+    layer: Layer,
+    (a, rank): (*const f32, usize),
+    b: &FactorPanels,
+    kernels: &Kernels,
+) -> Vec<f32> {
     let mut norms = vec![0.0; layer.out];
-    for index in 0..layer.out.div_ceil(PANEL) {
-        let panel = Panel::of(layer.out, index);
+    for panel in all_panels(layer.out) {
         // SAFETY: the panel is one of the layer's and of B's, and `norms` has room for its outputs.
         unsafe {
             (kernels.row_norm)(&NormBlock {
@@ -346,7 +402,7 @@ unsafe fn norms(layer: Layer, (a, rank): (*const f32, usize), b: &Buffer, kernel
                 w: layer.weight.add(panel.first * layer.k),
                 a,
                 a_stride: panels::row_stride(layer.k),
-                b: b.floats().wrapping_add(panel.first * rank),
+                b: b.b(panel),
                 n: norms.as_mut_ptr().add(panel.first),
             });
         }

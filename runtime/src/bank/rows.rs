@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::adapter::Adapter;
 use super::form::Form;
 use crate::bind::BindError;
+use crate::kernels::Finish;
 use crate::memory::Buffer;
 
 /// The adapter of each item of a batch, in the order of the batch. Empty, it means the base alone for whatever batch.
@@ -67,8 +68,10 @@ struct Run {
 /// A call's items as runs, and scratch for what their adapters make of them. Compiled code hands it to the kernels.
 #[derive(Debug)]
 pub struct Runs {
-    runs: Vec<Run>,
+    items: Vec<Run>,
     hidden: Buffer,
+    /// Room for a layer's [`Finish`]es, one for each run.
+    finishes: Buffer,
 }
 
 // SAFETY: the pointers are read during a call only, whose adapters the caller keeps alive and nobody changes.
@@ -89,39 +92,42 @@ pub(crate) struct Piece<'a> {
 
 impl Runs {
     pub(crate) const fn new() -> Runs {
-        Runs { runs: Vec::new(), hidden: Buffer::EMPTY }
+        Runs { items: Vec::new(), hidden: Buffer::EMPTY, finishes: Buffer::EMPTY }
     }
 
     /// Takes some items of a call. Allocates only while there are more runs than ever before.
     pub(crate) fn take(&mut self, rows: &Rows, items: Range<usize>) {
-        self.runs.clear();
+        self.items.clear();
         let items = rows.items.get(items).unwrap_or_default();
         for (item, adapter) in items.iter().map(Option::as_ref).enumerate() {
             let adapter = adapter.map(Arc::as_ptr);
-            if self.runs.last().is_none_or(|run| run.adapter != adapter) {
-                self.runs.push(Run { first: item, adapter });
+            if self.items.last().is_none_or(|run| run.adapter != adapter) {
+                self.items.push(Run { first: item, adapter });
             }
         }
     }
 
     /// Whether no item has an adapter.
     pub(crate) fn are_bare(&self) -> bool {
-        self.runs.iter().all(|run| run.adapter.is_none())
+        self.items.iter().all(|run| run.adapter.is_none())
     }
 
-    /// Makes room for the hidden values of a layer of so many rows.
+    /// Makes room for the hidden values of a layer of so many rows, and for what follows its sums.
     ///
     /// # Safety
     /// The adapters that were [taken](Self::take) are alive.
     pub(crate) unsafe fn reserve(&mut self, layer: usize, rows: usize) -> Result<(), BindError> {
         // SAFETY: the caller's adapters.
         let room = unsafe { self.room(layer) };
-        let bytes = rows.saturating_mul(room).saturating_mul(size_of::<f32>());
-        if bytes > self.hidden.bytes() {
-            self.hidden = Buffer::EMPTY;
-            let what = || "the adapters' hidden values".to_owned();
-            self.hidden = Buffer::zeroed(bytes)
-                .ok_or_else(|| BindError::OutOfMemory { what: what(), bytes: bytes as u64 })?;
+        let hidden = rows.saturating_mul(room).saturating_mul(size_of::<f32>());
+        let finishes = self.items.len() * size_of::<Finish>();
+        for (buffer, bytes) in [(&mut self.hidden, hidden), (&mut self.finishes, finishes)] {
+            if bytes > buffer.bytes() {
+                *buffer = Buffer::EMPTY;
+                let what = || "what the adapters compute".to_owned();
+                *buffer = Buffer::zeroed(bytes)
+                    .ok_or_else(|| BindError::OutOfMemory { what: what(), bytes: bytes as u64 })?;
+            }
         }
         Ok(())
     }
@@ -130,7 +136,7 @@ impl Runs {
     /// The adapters of the call are alive.
     unsafe fn form(&self, run: usize, layer: usize) -> Option<&Form> {
         // SAFETY: the caller's adapters.
-        self.runs[run].adapter.and_then(|adapter| unsafe { (*adapter).form(layer) })
+        self.items[run].adapter.and_then(|adapter| unsafe { (*adapter).form(layer) })
     }
 
     /// The largest rank of a layer over the adapters of the call: the room for the hidden values of each of its rows.
@@ -139,7 +145,7 @@ impl Runs {
     /// The adapters of the call are alive.
     pub(crate) unsafe fn room(&self, layer: usize) -> usize {
         // SAFETY: the caller's adapters.
-        let ranks = (0..self.runs.len()).filter_map(|run| unsafe { self.form(run, layer) });
+        let ranks = (0..self.items.len()).filter_map(|run| unsafe { self.form(run, layer) });
         ranks.map(|form| form.rank).max().unwrap_or(0)
     }
 
@@ -149,7 +155,7 @@ impl Runs {
     /// The adapters of the call are alive.
     pub(crate) unsafe fn change(&self, layer: usize) -> bool {
         // SAFETY: the caller's adapters.
-        (0..self.runs.len()).any(|run| unsafe { self.form(run, layer) }.is_some())
+        (0..self.items.len()).any(|run| unsafe { self.form(run, layer) }.is_some())
     }
 
     /// The rows `first..end` of a layer with so many rows an item, piece by piece.
@@ -165,16 +171,16 @@ impl Runs {
         room: usize,
     ) -> impl Iterator<Item = Piece<'_>> {
         let item = first.checked_div(item_rows).unwrap_or(0);
-        let start = self.runs.partition_point(|run| run.first <= item).saturating_sub(1);
+        let start = self.items.partition_point(|run| run.first <= item).saturating_sub(1);
         let mut row = first;
-        (start..self.runs.len()).map_while(move |run| {
+        (start..self.items.len()).map_while(move |run| {
             if row >= end {
                 return None;
             }
-            let ends = self.runs.get(run + 1).map_or(end, |next| end.min(next.first * item_rows));
+            let ends = self.items.get(run + 1).map_or(end, |next| end.min(next.first * item_rows));
             // SAFETY: the caller's adapters.
             let form = unsafe { self.form(run, layer) };
-            let begin = self.runs[run].first * item_rows;
+            let begin = self.items[run].first * item_rows;
             let rank = form.map_or(0, |form| form.rank);
             // The rows of a run lie side by side in the room that all of them have.
             let hidden = self.hidden.floats().wrapping_add(begin * room + (row - begin) * rank);
@@ -182,5 +188,23 @@ impl Runs {
             row = ends;
             Some(piece)
         })
+    }
+
+    /// Puts a layer's finishes into their place, where they are until the next layer's.
+    ///
+    /// # Safety
+    /// There are no more of them than runs, [`reserve`](Self::reserve) has made room, and nobody uses the last layer's any
+    /// longer.
+    #[allow(clippy::cast_ptr_alignment, reason = "a buffer is aligned beyond what it needs")]
+    pub(crate) unsafe fn finishes(&self, of_layer: impl Iterator<Item = Finish>) -> &[Finish] {
+        let place: *mut Finish = self.finishes.address().cast();
+        let mut count = 0;
+        for finish in of_layer {
+            // SAFETY: the caller's room.
+            unsafe { place.add(count).write(finish) };
+            count += 1;
+        }
+        // SAFETY: as many have been written.
+        unsafe { std::slice::from_raw_parts(place, count) }
     }
 }

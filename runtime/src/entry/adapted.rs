@@ -1,16 +1,14 @@
 //! A product whose items have adapters, each its own: `h = x Aᵀ` for the rows of each, then the product, in which W is
 //! read once for all rows of a block and each piece of it is finished with its own adapter's B, gain and bias.
 //!
-//! A block with one adapter is finished while its sums are in registers. Otherwise the rows share tiles for `x Wᵀ`, and then
-//! each piece's sums are taken up again where they rest in y: W's panel passes once, and what is read from memory meanwhile
-//! hides behind its arithmetic. It is the same sum in the same order, so a row's bits do not depend on its neighbours.
+//! W's panel passes once for all of them, and what is read from memory meanwhile hides behind its arithmetic. A row's sum is
+//! the same in the same order as if it were alone, so its bits do not depend on its neighbours.
 
-use super::{BLOCK_ROWS, DOT_ROWS, Product, context};
+use super::{DOT_ROWS, Product, context};
 use crate::abi::Frame;
 use crate::bank::{Piece, Runs};
-use crate::kernels::{Block, DotBlock, Fetch, Kernels};
+use crate::kernels::{DotBlock, Finish};
 use crate::memory::Buffer;
-use crate::panels::Panel;
 use crate::workers::Shared;
 
 /// The adapters of a layer's rows.
@@ -106,73 +104,38 @@ unsafe fn hidden(frame: *const Frame, product: &Product<'_>, adapters: Adapters<
 /// # Safety
 /// As for [`product`]; the hidden values have been computed.
 unsafe fn outputs(frame: *const Frame, product: &Product<'_>, adapters: Adapters<'_>) {
-    // SAFETY: the caller's frame.
-    let context = unsafe { context(frame) };
-    let shared = Shared((frame, *product, adapters));
+    // SAFETY: the caller's frame and adapters; nobody else has the scratch while this call runs.
+    let (context, finishes) = unsafe {
+        let pieces = adapters.pieces(0, product.rows).map(|piece| finish(product, &piece));
+        (context(frame), adapters.runs.finishes(pieces))
+    };
+    let shared = Shared((frame, *product, finishes));
     context.workers.run(product.tasks(), product.operations(), &|task| {
-        let (frame, product, adapters) = *shared.get();
+        let (frame, product, finishes) = *shared.get();
         let (row, panel) = product.place(task);
-        // SAFETY: `place` yields each block of the output once, and the pieces of a block cover its rows once.
+        // SAFETY: `place` yields each block of the output once, and the finishes cover all rows.
         unsafe {
-            let block = product.block(row, panel);
-            let pieces = || adapters.pieces(row.first, row.first + block.rows);
-            if let Some(piece) = pieces().next().filter(|piece| piece.end == row.first + block.rows) {
-                (context.kernels.product)(&adapted(&block, row.first, &piece, panel));
-            } else {
-                weight_alone(&block, row.first, pieces(), panel, context.kernels);
-                for piece in pieces() {
-                    let piece = adapted(&block, row.first, &piece, panel);
-                    (context.kernels.product)(&Block { resume: true, ..piece });
-                }
-            }
+            let block = product.block(row, panel, finishes);
+            (context.kernels.product)(&block);
             product.epilogue(frame, row, block.rows, panel);
         }
     });
 }
 
-/// `x Wᵀ` for all rows of a block, while what their adapters read next is fetched.
-///
-/// # Safety
-/// As for [`outputs`]; the pieces are those of the block.
-unsafe fn weight_alone<'a>(
-    block: &Block,
-    first: usize,
-    pieces: impl Iterator<Item = Piece<'a>>,
-    panel: Panel,
-    kernels: &Kernels,
-) {
-    let mut ahead = [Fetch { from: std::ptr::null(), floats: 0 }; BLOCK_ROWS];
-    for piece in pieces {
-        if let Some(form) = piece.form {
-            let b = form.b.floats().cast_const().wrapping_add(panel.first * form.rank);
-            ahead[piece.first - first] = Fetch { from: b, floats: form.rank * block.width };
-        }
-    }
-    let none = std::ptr::null();
-    let (ahead, gain, bias) = (ahead.as_ptr(), none, none);
-    // SAFETY: the block is the caller's, and there is something to fetch for each of its rows, or nothing.
-    unsafe { (kernels.product)(&Block { rank: 0, h: none, b: none, gain, bias, ahead, ..*block }) };
-}
-
-/// A piece's rows of a block, whose first row is `first`, with what its adapter does to them.
-///
-/// # Safety
-/// They are rows of the block, and `panel` is the block's.
-unsafe fn adapted(block: &Block, first: usize, piece: &Piece<'_>, panel: Panel) -> Block {
-    let skipped = piece.first - first;
-    // SAFETY: the caller's rows.
-    let (x, y) = unsafe { (block.x.add(skipped * block.k), block.y.add(skipped * block.y_stride)) };
-    let rows = Block { rows: piece.end - piece.first, x, y, ..*block };
+/// What follows the sums of a piece's rows.
+fn finish(product: &Product<'_>, piece: &Piece<'_>) -> Finish {
+    let rows = Finish { first: piece.first, end: piece.end, ..product.finish() };
     let Some(form) = piece.form else { return rows };
     let vector = |buffer: &Option<Buffer>| {
-        let column = |buffer: &Buffer| buffer.floats().cast_const().wrapping_add(panel.first);
-        buffer.as_ref().map_or(std::ptr::null(), column)
+        buffer.as_ref().map_or(std::ptr::null(), |buffer| buffer.floats().cast_const())
     };
-    Block {
+    Finish {
         rank: form.rank,
         h: piece.hidden,
-        b: form.b.floats().cast_const().wrapping_add(panel.first * form.rank),
-        gain: vector(&form.gain),
+        b: form.b.panels(),
+        b_rows: form.b.rows(),
+        gain: form.b.gain(),
+        gain_stride: form.b.rows(),
         bias: if form.bias.is_some() { vector(&form.bias) } else { rows.bias },
         shift: vector(&form.shift),
         ..rows

@@ -30,7 +30,7 @@ pub(super) static KERNELS: Kernels = Kernels {
 };
 
 #[target_feature(enable = "avx2,fma")]
-unsafe fn product(block: &Block) {
+unsafe fn product(block: &Block<'_>) {
     // SAFETY: the block is the caller's promise, the instructions this function's.
     unsafe { tile::product::<Ymm>(block) }
 }

@@ -32,7 +32,7 @@ pub(super) static KERNELS: Kernels = Kernels {
 };
 
 #[target_feature(enable = "avx512f")]
-unsafe fn product(block: &Block) {
+unsafe fn product(block: &Block<'_>) {
     // SAFETY: the block is the caller's promise, the instructions this function's.
     unsafe { tile::product::<Zmm>(block) }
 }

@@ -36,7 +36,7 @@ pub(crate) use attention::{AttentionBlock, Mask, VECTORS};
 pub(crate) use dot::DotBlock;
 pub(crate) use norm::NormBlock;
 pub(crate) use stream::STREAM_STEP;
-pub(crate) use tile::{Block, Fetch};
+pub(crate) use tile::{Block, Finish};
 
 /// Sixteen floats side by side, in whatever registers an instruction set has for them.
 ///
@@ -94,7 +94,7 @@ pub struct Kernels {
     set: KernelSet,
     /// Rows of the highest tile of a product.
     pub(crate) tile_rows: usize,
-    pub(crate) product: unsafe fn(&Block),
+    pub(crate) product: unsafe fn(&Block<'_>),
     pub(crate) dot: unsafe fn(&DotBlock),
     pub(crate) row_norm: unsafe fn(&NormBlock),
     pub(crate) attention: unsafe fn(&AttentionBlock),

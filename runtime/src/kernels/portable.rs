@@ -18,7 +18,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     stream,
 };
 
-unsafe fn product(block: &Block) {
+unsafe fn product(block: &Block<'_>) {
     // SAFETY: the block is the caller's promise; plain Rust runs on any CPU.
     unsafe { tile::product::<Floats>(block) }
 }

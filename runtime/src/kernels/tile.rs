@@ -5,6 +5,9 @@
 //! sums rest in y: the same additions in the same order, but the panel's block stays in cache while all rows pass over
 //! it, and while they do, the block that comes next is fetched.
 //!
+//! Rows may differ in what follows `x W^T`. A tile whose rows do share the sums of W all the same, while each row's B is
+//! fetched, and is then finished some rows at a time: again the same additions in the same order.
+//!
 //! Everything here is inlined into one function for each instruction set, which is what lets it use the instructions.
 
 use super::Lanes;
@@ -24,10 +27,11 @@ pub(super) const fn rows(accumulators: usize) -> usize {
 
 /// A block of rows of a product, over one panel.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Block {
+pub(crate) struct Block<'a> {
     pub(crate) rows: usize,
     pub(crate) k: usize,
-    pub(crate) rank: usize,
+    /// The panel's first output.
+    pub(crate) first_column: usize,
     /// The panel's padded width, a multiple of `LANE` and at most `PANEL`.
     pub(crate) width: usize,
     /// Its outputs, more than `width - LANE`.
@@ -36,30 +40,60 @@ pub(crate) struct Block {
     pub(crate) x: *const f32,
     /// The panel of W, `[k, width]`.
     pub(crate) w: *const f32,
-    /// `[rows, rank]`, contiguous.
-    pub(crate) h: *const f32,
-    /// The panel of B, `[rank, width]`.
-    pub(crate) b: *const f32,
-    /// `[columns]` or null.
-    pub(crate) gain: *const f32,
-    /// `[columns]` or null.
-    pub(crate) bias: *const f32,
-    /// `[columns]` or null.
-    pub(crate) shift: *const f32,
-    /// Whether y holds the sums `x W^T` already, so that only what follows them is computed.
-    pub(crate) resume: bool,
-    /// For each row what is read after this block and should be in the second-level cache by then, or null.
-    pub(crate) ahead: *const Fetch,
     /// `[rows, columns]` with rows `y_stride` apart.
     pub(crate) y: *mut f32,
     pub(crate) y_stride: usize,
+    /// The block's first row, as rows are counted in `finishes`.
+    pub(crate) first_row: usize,
+    /// What follows the sums of each row, in the order of the rows; they cover those of the block.
+    pub(crate) finishes: &'a [Finish],
+}
+
+/// What follows the sums `x W^T` of neighbouring rows, for all outputs: `gain * (sums + h B^T) + bias + shift`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Finish {
+    /// The first row, and one past the last.
+    pub(crate) first: usize,
+    pub(crate) end: usize,
+    pub(crate) rank: usize,
+    /// `[end - first, rank]`, contiguous.
+    pub(crate) h: *const f32,
+    /// Panels of `b_rows` rows each, of which the last `rank` are those of B.
+    pub(crate) b: *const f32,
+    pub(crate) b_rows: usize,
+    /// Null, or the gain of output j is at `j * gain_stride`, if j is a panel's first; those of the panel follow.
+    pub(crate) gain: *const f32,
+    pub(crate) gain_stride: usize,
+    /// `[out]` or null.
+    pub(crate) bias: *const f32,
+    /// `[out]` or null.
+    pub(crate) shift: *const f32,
+}
+
+impl Finish {
+    /// Nothing follows the sums of so many rows.
+    pub(crate) const fn nothing(rows: usize) -> Finish {
+        let none = std::ptr::null();
+        Finish {
+            first: 0,
+            end: rows,
+            rank: 0,
+            h: none,
+            b: none,
+            b_rows: 0,
+            gain: none,
+            gain_stride: 1,
+            bias: none,
+            shift: none,
+        }
+    }
 }
 
 /// Floats that lie side by side and are read soon.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Fetch {
-    pub(crate) from: *const f32,
-    pub(crate) floats: usize,
+#[derive(Clone, Copy)]
+struct Fetch {
+    from: *const f32,
+    floats: usize,
 }
 
 /// The steps of k that a pass over the tiles takes.
@@ -69,19 +103,20 @@ struct Steps {
     count: usize,
     /// Whether y holds the sums of the steps before.
     resume: bool,
-    /// Whether the low-rank part, gain, bias and shift follow.
-    last: bool,
 }
 
-/// Where the tile's rows and lanes begin in the block, and what it fetches for later.
+/// One pass over a tile's rows, in all its lanes.
 #[derive(Clone, Copy)]
-struct Place {
+struct Pass<'a> {
     row: usize,
-    column: usize,
-    /// Into the first-level cache: from here on.
-    near: *const f32,
-    /// Into the second-level cache.
+    end: usize,
+    steps: Steps,
+    /// What follows the last step.
+    finish: Option<&'a Finish>,
+    /// What is fetched into the second-level cache meanwhile.
     far: Fetch,
+    /// Whose B is fetched, too.
+    next: &'a [Finish],
 }
 
 /// What to fetch for later at each step.
@@ -114,40 +149,55 @@ pub(super) struct Factor {
 /// # Safety
 /// The CPU has the instructions of `L`, and the block's pointers are valid for the extents it gives.
 #[inline(always)]
-pub(super) unsafe fn product<L: Lanes>(block: &Block) {
-    let mut first = if block.resume { block.k } else { 0 };
+pub(super) unsafe fn product<L: Lanes>(block: &Block<'_>) {
+    let mut first = 0;
     loop {
         let count = (block.k - first).min(K_BLOCK);
-        let resume = block.resume || first > 0;
-        let steps = Steps { first, count, resume, last: first + count == block.k };
         // SAFETY: as the caller's.
-        unsafe { all_rows::<L>(block, steps) };
-        if steps.last {
+        unsafe { all_rows::<L>(block, Steps { first, count, resume: first > 0 }) };
+        first += count;
+        if first == block.k {
             return;
         }
-        first += count;
     }
 }
 
 /// The rows in as few tiles as can hold them, all about as high: a low tile takes hardly less time than a high one.
 #[inline(always)]
-unsafe fn all_rows<L: Lanes>(block: &Block, steps: Steps) {
+unsafe fn all_rows<L: Lanes>(block: &Block<'_>, steps: Steps) {
     let tiles = block.rows.div_ceil(rows(L::ACCUMULATORS));
+    let is_last = steps.first + steps.count == block.k;
+    let mut finishes = block.finishes;
     for tile in 0..tiles {
         let (row, end) = (tile * block.rows / tiles, (tile + 1) * block.rows / tiles);
+        let (first, last) = (block.first_row + row, block.first_row + end);
+        finishes = &finishes[finishes.partition_point(|finish| finish.end <= first)..];
+        let of_tile = &finishes[..finishes.partition_point(|finish| is_last && finish.first < last)];
         let far = next_block(block, steps, tile, tiles);
-        // SAFETY: rows `row..end` are the block's, and no more of them than a tile is high.
-        unsafe {
-            match end - row {
-                8 => all_lanes::<L, 8>(block, row, steps, far),
-                7 => all_lanes::<L, 7>(block, row, steps, far),
-                6 => all_lanes::<L, 6>(block, row, steps, far),
-                5 => all_lanes::<L, 5>(block, row, steps, far),
-                4 => all_lanes::<L, 4>(block, row, steps, far),
-                3 => all_lanes::<L, 3>(block, row, steps, far),
-                2 => all_lanes::<L, 2>(block, row, steps, far),
-                _ => all_lanes::<L, 1>(block, row, steps, far),
+        let (finish, next) = if let [all] = of_tile { (Some(all), &[][..]) } else { (None, of_tile) };
+        let mut pass = Pass { row, end, steps, finish, far, next };
+        let mut rest = next.iter();
+        loop {
+            // SAFETY: the pass's rows are the block's, and no more of them than a tile is high.
+            unsafe {
+                match pass.end - pass.row {
+                    8 => all_lanes::<L, 8>(block, &pass),
+                    7 => all_lanes::<L, 7>(block, &pass),
+                    6 => all_lanes::<L, 6>(block, &pass),
+                    5 => all_lanes::<L, 5>(block, &pass),
+                    4 => all_lanes::<L, 4>(block, &pass),
+                    3 => all_lanes::<L, 3>(block, &pass),
+                    2 => all_lanes::<L, 2>(block, &pass),
+                    _ => all_lanes::<L, 1>(block, &pass),
+                }
             }
+            // Rows that differ are finished one after the other.
+            let Some(finish) = rest.next() else { break };
+            let row = finish.first.max(first) - block.first_row;
+            let end = finish.end.min(last) - block.first_row;
+            let steps = Steps { first: block.k, count: 0, resume: true };
+            let far = Fetch { from: block.w, floats: 0 };
+            pass = Pass { row, end, steps, finish: Some(finish), far, next: &[] };
         }
     }
 }
@@ -156,7 +206,7 @@ unsafe fn all_rows<L: Lanes>(block: &Block, steps: Steps) {
 /// tiles each fetches two lines in three: more than one a step costs more than it gains. A single tile fetches nothing;
 /// it is as fast as memory already.
 #[inline(always)]
-fn next_block(block: &Block, steps: Steps, tile: usize, tiles: usize) -> Fetch {
+fn next_block(block: &Block<'_>, steps: Steps, tile: usize, tiles: usize) -> Fetch {
     let (from, floats) = (block.w.wrapping_add(steps.first * block.width), steps.count * block.width);
     if tiles == 1 {
         return Fetch { from, floats: 0 };
@@ -165,19 +215,17 @@ fn next_block(block: &Block, steps: Steps, tile: usize, tiles: usize) -> Fetch {
 }
 
 #[inline(always)]
-unsafe fn all_lanes<L: Lanes, const ROWS: usize>(block: &Block, row: usize, steps: Steps, far: Fetch) {
+unsafe fn all_lanes<L: Lanes, const ROWS: usize>(block: &Block<'_>, pass: &Pass<'_>) {
     const LANES: usize = PANEL / LANE;
-    let near = block.w.wrapping_add((steps.first + PREFETCH_STEPS) * block.width);
     let mut column = 0;
     while column < block.width {
         let lanes = ((block.width - column) / LANE).min((L::ACCUMULATORS / ROWS).clamp(1, LANES));
-        let place = Place { row, column, near: near.wrapping_add(column), far };
         // SAFETY: `column` and the lanes of the tile stay within `block.width`.
         unsafe {
             match lanes {
-                3 => tile::<L, ROWS, 3>(block, place, steps),
-                2 => tile::<L, ROWS, 2>(block, place, steps),
-                _ => tile::<L, ROWS, 1>(block, place, steps),
+                3 => tile::<L, ROWS, 3>(block, pass, column),
+                2 => tile::<L, ROWS, 2>(block, pass, column),
+                _ => tile::<L, ROWS, 1>(block, pass, column),
             }
         }
         column += lanes.max(1) * LANE;
@@ -187,10 +235,14 @@ unsafe fn all_lanes<L: Lanes, const ROWS: usize>(block: &Block, row: usize, step
 /// One tile: `ROWS` rows and `WIDTH` lanes.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // plain ranges unroll into registers
-unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(block: &Block, place: Place, steps: Steps) {
-    let Place { row, column, .. } = place;
-    // SAFETY: the tile lies inside the block. Loads and stores of y, gain and bias are of `count` floats, which end at
-    // `block.columns`; those of panels are of whole lanes, which panels are padded to.
+unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(
+    block: &Block<'_>,
+    pass: &Pass<'_>,
+    column: usize,
+) {
+    let Pass { row, steps, .. } = *pass;
+    // SAFETY: the tile lies inside the block. Loads and stores of y are of `count` floats, which end at `block.columns`;
+    // those of panels are of whole lanes, which panels are padded to.
     unsafe {
         let y = block.y.add(row * block.y_stride + column);
         let counts: [usize; WIDTH] = lane_counts(block.columns - column);
@@ -202,53 +254,9 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(block: &Block, p
                 }
             }
         }
-        let x = Factor { at: block.x.add(row * block.k + steps.first), row_stride: block.k, step_stride: 1 };
-        // Of a block that is resumed there are no steps left, and this is beyond the panel.
-        let w = block.w.wrapping_add(steps.first * block.width + column);
-        let for_rows = !block.ahead.is_null();
-        let mut begin = 0;
-        for share in 0..if for_rows { 1 + ROWS } else { 1 } {
-            let (end, far) = fetched::<ROWS>(block, place, steps, share, for_rows);
-            let x = Factor { at: x.at.wrapping_add(begin), ..x };
-            let ahead = Ahead {
-                near: place.near.wrapping_add(begin * block.width),
-                far: far.from,
-                far_stride: far.floats / (end - begin).max(1),
-            };
-            accumulate(
-                &mut sums,
-                x,
-                w.wrapping_add(begin * block.width),
-                block.width,
-                end - begin,
-                Some(ahead),
-            );
-            begin = end;
-        }
-        if steps.last {
-            if block.rank > 0 {
-                let h = Factor { at: block.h.add(row * block.rank), row_stride: block.rank, step_stride: 1 };
-                let b = block.b.add(column);
-                accumulate(&mut sums, h, b, block.width, block.rank, None);
-            }
-            if !block.gain.is_null() {
-                for v in 0..WIDTH {
-                    let gain = L::load_first(block.gain.add(column + v * LANE), counts[v]);
-                    for r in 0..ROWS {
-                        sums[r][v] = sums[r][v].mul(gain);
-                    }
-                }
-            }
-            for added in [block.bias, block.shift] {
-                if !added.is_null() {
-                    for v in 0..WIDTH {
-                        let added = L::load_first(added.add(column + v * LANE), counts[v]);
-                        for r in 0..ROWS {
-                            sums[r][v] = sums[r][v].add(added);
-                        }
-                    }
-                }
-            }
+        weight(&mut sums, block, pass, column);
+        if let Some(finish) = pass.finish {
+            finished(&mut sums, block, finish, row, column, counts);
         }
         for r in 0..ROWS {
             for v in 0..WIDTH {
@@ -258,27 +266,87 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(block: &Block, p
     }
 }
 
-/// What a share of a tile's steps fetches, and where the share ends. A tile that fetches for its rows has one share for the
-/// panel that comes next, a step for each line of it as far as there are, and one for each row, of which it fetches as
-/// large a part as its steps are of all: a core waits for few lines at a time.
+/// The steps of W, and meanwhile what is read after them is fetched: in one share of the steps what the pass says, and in
+/// one for each of those whose B comes next, that B. A core waits for few lines at a time, so they are spread.
+///
+/// # Safety
+/// As for [`tile`].
 #[inline(always)]
-unsafe fn fetched<const ROWS: usize>(
-    block: &Block,
-    place: Place,
-    Steps { first, count, .. }: Steps,
-    share: usize,
-    for_rows: bool,
-) -> (usize, Fetch) {
-    let panels = if for_rows { (place.far.floats / LANE).min(count * 3 / 4) } else { count };
-    if share == 0 {
-        return (panels, place.far);
+unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
+    sums: &mut [[L; WIDTH]; ROWS],
+    block: &Block<'_>,
+    &Pass { row, steps, far, next, .. }: &Pass<'_>,
+    column: usize,
+) {
+    // Of a pass without steps this is beyond the panel.
+    let w = block.w.wrapping_add(steps.first * block.width + column);
+    let x = block.x.wrapping_add(row * block.k + steps.first);
+    let first_share =
+        if next.is_empty() { steps.count } else { (far.floats / LANE).min(steps.count * 3 / 4) };
+    let (mut begin, mut end, mut fetch) = (0, first_share, far);
+    for share in 0..=next.len() {
+        if share > 0 {
+            let finish = &next[share - 1];
+            end = first_share + (steps.count - first_share) * share / next.len();
+            let from = finish.b.wrapping_add(block.first_column * finish.b_rows);
+            fetch = Fetch { from, floats: finish.b_rows * block.width };
+        }
+        let here = w.wrapping_add(begin * block.width);
+        let ahead = Ahead {
+            near: here.wrapping_add(PREFETCH_STEPS * block.width),
+            far: fetch.from,
+            far_stride: fetch.floats / (end - begin).max(1),
+        };
+        let x = Factor { at: x.wrapping_add(begin), row_stride: block.k, step_stride: 1 };
+        // SAFETY: the caller's tile has so many steps of x and W from here on.
+        unsafe { accumulate(sums, x, here, block.width, end - begin, Some(ahead)) };
+        begin = end;
     }
-    // SAFETY: there is one for each row of the block.
-    let all = unsafe { *block.ahead.add(place.row + share - 1) };
-    let part = |step: usize| all.floats * step / block.k.max(1);
-    let from = all.from.wrapping_add(part(first));
-    let fetch = Fetch { from, floats: part(first + count) - part(first) };
-    (panels + (count - panels) * share / ROWS, fetch)
+}
+
+/// What follows the sums of W: the low-rank part, gain, bias and shift.
+///
+/// # Safety
+/// As for [`tile`]; `finish` is the rows'.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // plain ranges unroll into registers
+unsafe fn finished<L: Lanes, const ROWS: usize, const WIDTH: usize>(
+    sums: &mut [[L; WIDTH]; ROWS],
+    block: &Block<'_>,
+    finish: &Finish,
+    row: usize,
+    column: usize,
+    counts: [usize; WIDTH],
+) {
+    // SAFETY: vectors have as many floats as there are outputs, panels whole lanes.
+    unsafe {
+        if finish.rank > 0 {
+            let skipped = block.first_row + row - finish.first;
+            let h = finish.h.add(skipped * finish.rank);
+            let h = Factor { at: h, row_stride: finish.rank, step_stride: 1 };
+            let before = block.first_column * finish.b_rows + (finish.b_rows - finish.rank) * block.width;
+            accumulate(sums, h, finish.b.add(before + column), block.width, finish.rank, None);
+        }
+        if !finish.gain.is_null() {
+            let gain = finish.gain.add(block.first_column * finish.gain_stride + column);
+            for v in 0..WIDTH {
+                let gain = L::load_first(gain.add(v * LANE), counts[v]);
+                for r in 0..ROWS {
+                    sums[r][v] = sums[r][v].mul(gain);
+                }
+            }
+        }
+        for added in [finish.bias, finish.shift] {
+            if !added.is_null() {
+                for v in 0..WIDTH {
+                    let added = L::load_first(added.add(block.first_column + column + v * LANE), counts[v]);
+                    for r in 0..ROWS {
+                        sums[r][v] = sums[r][v].add(added);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// How many of `columns` fall into each lane.
