@@ -4,12 +4,12 @@
 
 use std::sync::Arc;
 
-use crate::abi::Stage;
+use crate::abi::{ALIGNMENT, Stage};
 use crate::bind::{BindError, Bindings};
 use crate::context::Context;
 use crate::memory::Buffer;
 use crate::profile::Profile;
-use crate::program::{Binder, Program, ProgramSpec, StagedSpec, TensorSpec};
+use crate::program::{Binder, Program, ProgramSpec, TensorSpec};
 use crate::session::{CallError, Session};
 use crate::stage::{self, StageError, Table};
 use crate::tensor::{Tensor, Weights};
@@ -66,10 +66,24 @@ pub(crate) struct Loaded {
     stage: Stage,
     /// The stage's parameters that a later stage reads; while the stage runs, all of them.
     tensors: Vec<(Binder, Arc<Tensor>)>,
-    /// The stage's staged values in the program's order.
-    staged: Vec<Buffer>,
+    staged: StagedValues,
     pub(crate) bindings: Bindings,
     profile: Option<Profile>,
+}
+
+/// A stage's staged values in the program's order, in one piece: calls read them in about this order, and one after the
+/// other, even small ones lie in huge pages.
+#[derive(Debug)]
+struct StagedValues {
+    memory: Buffer,
+    /// Where each begins.
+    offsets: Vec<usize>,
+}
+
+impl StagedValues {
+    fn addresses(&self) -> impl Iterator<Item = *mut u8> {
+        self.offsets.iter().map(|&offset| self.memory.address().wrapping_add(offset))
+    }
 }
 
 /// The weights that a load stage is given.
@@ -134,7 +148,8 @@ impl Base {
     pub(crate) fn staged(&self, index: usize) -> *mut u8 {
         let earlier = &self.program().spec().staged[..index];
         let position = earlier.iter().filter(|staged| staged.stage == Stage::Base).count();
-        self.inner.loaded.staged[position].address()
+        let StagedValues { memory, offsets } = &self.inner.loaded.staged;
+        memory.address().wrapping_add(offsets[position])
     }
 
     /// Whether the two are one.
@@ -199,8 +214,8 @@ impl Loaded {
             table.set_arriving(*binder, tensor.address());
         }
         let staged = spec.staged.iter().enumerate().filter(|(_, staged)| staged.stage == self.stage);
-        for ((index, _), buffer) in staged.zip(&self.staged) {
-            table.set_staged(index, buffer.address());
+        for ((index, _), address) in staged.zip(self.staged.addresses()) {
+            table.set_staged(index, address);
         }
     }
 }
@@ -251,13 +266,18 @@ fn find(
     spec.arriving(stage).map(tensor).collect()
 }
 
-/// Memory for the staged values of a stage, in the program's order.
-fn allocate(spec: &ProgramSpec, stage: Stage, bindings: &Bindings) -> Result<Vec<Buffer>, BindError> {
-    let of_stage = spec.staged.iter().filter(|staged| staged.stage == stage);
-    let buffer = |staged: &StagedSpec| {
+/// Memory for the staged values of a stage.
+fn allocate(spec: &ProgramSpec, stage: Stage, bindings: &Bindings) -> Result<StagedValues, BindError> {
+    let (mut offsets, mut end) = (Vec::new(), 0_usize);
+    for staged in spec.staged.iter().filter(|staged| staged.stage == stage) {
         let what = || format!("staged value `{}`", staged.name);
         let bytes = bindings.bytes(spec, staged.bytes_at, what)?;
-        Buffer::zeroed(bytes).ok_or_else(|| BindError::OutOfMemory { what: what(), bytes: bytes as u64 })
-    };
-    of_stage.map(buffer).collect()
+        offsets.push(end);
+        let next = end.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(ALIGNMENT));
+        end = next.ok_or_else(|| BindError::OutOfMemory { what: what(), bytes: bytes as u64 })?;
+    }
+    let what = || format!("the staged values of the {stage} stage");
+    let memory =
+        Buffer::zeroed(end).ok_or_else(|| BindError::OutOfMemory { what: what(), bytes: end as u64 })?;
+    Ok(StagedValues { memory, offsets })
 }
