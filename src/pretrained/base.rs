@@ -49,7 +49,7 @@ pub struct Assembled {
 
 impl Pretrained {
     /// Opens a model: a directory with `config.json` and safetensors, or a GGUF file, which is seen from its name. Weights
-    /// in f32 stay mapped in their file.
+    /// stay mapped in their file; those in another form than f32 become f32 when they are loaded, one after the other.
     ///
     /// # Errors
     /// A file is missing, broken, or says something that is not supported; the error names it.
