@@ -68,6 +68,20 @@ pub enum TensorsError {
     Build(#[from] BuildErrors),
 }
 
+impl TensorsError {
+    /// The tensor of the checkpoint that is wrong, if it is one that is there.
+    pub(super) fn tensor(&self) -> Option<&str> {
+        match self {
+            Self::Unknown { tensor }
+            | Self::Type { tensor, .. }
+            | Self::Tied { tensor, .. }
+            | Self::Read { tensor, .. }
+            | Self::Twice { second: tensor, .. } => Some(tensor),
+            Self::Missing { .. } | Self::Build(_) => None,
+        }
+    }
+}
+
 fn listed(names: &[String]) -> String {
     let mut text = names.iter().take(LISTED).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     if names.len() > LISTED {
