@@ -27,6 +27,7 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = gguf.tokenizer();
     if let Ok(architecture) = gguf.config().map(|config| Architecture::from_config(&config)) {
         let small = |architecture: &Architecture| architecture.vocab().max(architecture.hidden()) < 1 << 16;
-        let _ = architecture.ok().filter(small).map(|architecture| architecture.graph(GraphOptions::default()));
+        let _ =
+            architecture.ok().filter(small).map(|architecture| architecture.graph(GraphOptions::default()));
     }
 });

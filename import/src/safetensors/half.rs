@@ -6,15 +6,21 @@ use safetensors::tensor::Dtype;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// What the two bytes of an element are.
-type Widen = fn([u8; 2]) -> f32;
+/// Writes as many elements, each of two bytes, as `f32`.
+type Widen = fn(&[[u8; 2]], &mut [f32]);
 
-/// What elements of this type are as `f32`, if they are halves.
+/// What widens elements of this type, if they are halves.
 pub(super) fn widen(dtype: Dtype) -> Option<Widen> {
     match dtype {
-        Dtype::F16 => Some(|bytes| f16::from_le_bytes(bytes).to_f32()),
-        Dtype::BF16 => Some(|bytes| bf16::from_le_bytes(bytes).to_f32()),
+        Dtype::F16 => Some(|halves, to| each(halves, to, |half| f16::from_le_bytes(half).to_f32())),
+        Dtype::BF16 => Some(|halves, to| each(halves, to, |half| bf16::from_le_bytes(half).to_f32())),
         _ => None,
+    }
+}
+
+fn each(halves: &[[u8; 2]], to: &mut [f32], widen: impl Fn([u8; 2]) -> f32) {
+    for (to, &half) in to.iter_mut().zip(halves) {
+        *to = widen(half);
     }
 }
 
@@ -29,9 +35,7 @@ pub(super) struct Halves {
 impl Source for Halves {
     fn read(&self, first: usize, to: &mut [f32]) {
         let (halves, _) = self.file.bytes()[self.bytes.clone()].as_chunks();
-        for (to, &half) in to.iter_mut().zip(&halves[first..]) {
-            *to = (self.widen)(half);
-        }
+        (self.widen)(&halves[first..], to);
     }
 
     fn release(&self) {

@@ -306,13 +306,14 @@ fn read_tensor(path: &Path, bytes: &[u8], name: &str, info: &TensorInfo) -> Resu
         Dtype::I32 => Tensor::i32(shape, decode(bytes, i32::from_le_bytes).map_err(memory)?),
         Dtype::I64 => Tensor::i64(shape, decode(bytes, i64::from_le_bytes).map_err(memory)?),
         // The layout check let nothing else through than halves and F32.
-        dtype => Tensor::f32(
-            shape,
-            match half::widen(dtype) {
-                Some(widen) => decode(bytes, widen).map_err(memory)?,
-                None => decode(bytes, f32::from_le_bytes).map_err(memory)?,
-            },
-        ),
+        dtype => match half::widen(dtype) {
+            Some(widen) => {
+                let mut floats = decode(bytes, |_: [u8; 2]| 0.0).map_err(memory)?;
+                widen(bytes.as_chunks().0, &mut floats);
+                Tensor::f32(shape, floats)
+            }
+            None => Tensor::f32(shape, decode(bytes, f32::from_le_bytes).map_err(memory)?),
+        },
     };
     tensor.map_err(|source| SafetensorsError::Tensor {
         path: path.to_owned(),
