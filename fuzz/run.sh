@@ -18,8 +18,8 @@ graph_json       60000
 graph_text       50000
 tokenizer        60000
 model_config     60000
-shard_index      40000
-sentence         40000
+shard_index      30000
+sentence          5000
 "
 
 # What `cargo fuzz` sets without a sanitizer: coverage of branches and comparisons, which libFuzzer follows. With a
