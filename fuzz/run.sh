@@ -17,6 +17,9 @@ adapter_config  100000
 graph_json       60000
 graph_text       50000
 tokenizer        60000
+model_config     60000
+shard_index      30000
+sentence          5000
 "
 
 # What `cargo fuzz` sets without a sanitizer: coverage of branches and comparisons, which libFuzzer follows. With a

@@ -359,6 +359,10 @@ fn bad_input_is_refused() {
     let ids = Tensor::zeros(engraft::runtime::DType::I64, &[6, 24]).unwrap();
     let dtype = place.tensors("dtype.safetensors", &[("x", ids)]);
     let empty = place.tensors("empty.safetensors", &[]);
+    let wrong: Vec<_> =
+        read_weights(&weights).unwrap().iter().map(|(name, _)| (name.to_owned(), floats(&[2]))).collect();
+    let wrong: Vec<_> = wrong.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
+    let misshapen = place.tensors("misshapen.safetensors", &wrong);
     let (missing, nowhere) = (place.path("missing"), place.path("no/y.safetensors"));
     let before = place.names();
 
@@ -381,9 +385,15 @@ fn bad_input_is_refused() {
         &["truncated.safetensors", "`fc1.weight` ends at byte 4000", "the file has 212"],
     );
     run(&empty, &io, &output, &["`fc1.weight`", "f32[40, 24]", "looked in", "empty.safetensors"]);
-    run(&weights, &shape, &output, &["`x`", "f32[batch, 24]", "[6, 23]"]);
-    run(&weights, &dtype, &output, &["`x`", "i64"]);
-    run(&weights, &empty, &output, &["`x` is missing"]);
+    run(
+        &misshapen,
+        &io,
+        &output,
+        &["`fc1.weight`", "f32[40, 24]", "[2]", "looked in", "misshapen.safetensors"],
+    );
+    run(&weights, &shape, &output, &["shape.safetensors", "`x`", "f32[batch, 24]", "[6, 23]"]);
+    run(&weights, &dtype, &output, &["dtype.safetensors", "`x`", "i64"]);
+    run(&weights, &empty, &output, &["empty.safetensors", "`x` is missing"]);
     run(&weights, &io, &nowhere, &["no/y.safetensors"]);
     run(&weights, &io, "/", &["/: "]);
     refuses(&["run", &text, "--input", &io, "--output", &output], &["`fc1.weight`", "--weights"]);

@@ -4,7 +4,8 @@
 mod common;
 
 use common::{case, data, file, model_directory, reals};
-use engraft::import::safetensors::read_weights;
+use engraft::import::safetensors::{read_weights, write};
+use engraft::runtime::Tensor;
 use engraft_testing::{MINILM, SMOLLM2, assert_close, model};
 use std::fs;
 use std::io::Write;
@@ -89,6 +90,23 @@ fn bad_models_are_one_line_that_names_them() {
     let adapter = case("llama_dora");
     assert!(embed(Some(path(&adapter))).contains("llama_dora"));
     assert!(fails(&["generate", path(base.path()), "--prompt", "x"]).contains("expected a decoder"));
+    let ids = base.path().join("ids.safetensors");
+    write(&ids, &[("input_ids", Tensor::i64(&[1, 2], vec![0, -1]).unwrap())]).unwrap();
+    let run = ["run", path(base.path()), "--input", path(&ids), "--output", "never-written"];
+    let line = fails(&run);
+    assert!(
+        line.contains("ids.safetensors: input `input_ids`, row 0, token 1: -1 is out of range"),
+        "{line}"
+    );
+    let tokenizer = base.path().join("tokenizer.json");
+    fs::write(
+        &tokenizer,
+        r#"{"version": "1.0", "added_tokens": [], "model": {"type": "WordPiece", "unk_token": "?",
+        "continuing_subword_prefix": "", "max_input_chars_per_word": 9, "vocab": {"?": 0, "a": 99999}}}"#,
+    )
+    .unwrap();
+    let line = embed(None);
+    assert!(line.contains("tokenizer.json: the tokenizer has 100000 ids, but the model has"), "{line}");
     fs::write(&config, original.replace("\"gelu\"", "\"swiglu\"")).unwrap();
     let line = embed(None);
     assert!(line.contains("config.json") && line.contains("hidden_act") && line.contains("swiglu"), "{line}");

@@ -220,6 +220,25 @@ fn gather() {
     }
 }
 
+/// Rows of panels, of full ones and of the last: as many rows as a lane, a panel and their neighbours.
+#[test]
+fn gather_from_a_layer_that_is_tied_to_it() {
+    for rows in [1, 5, 16, 17, 47, 48, 49, 70, 96, 113] {
+        for n in [1, 3, 19] {
+            let g = GraphBuilder::new("op");
+            let ids = g.input("ids", I64, dims!["batch", 5]);
+            let table = g.param("table", F32, dims![rows, n]);
+            let states = table.gather(ids);
+            g.output("states", states);
+            g.output("y", states.dense(table, None));
+            let graph = g.finish().unwrap();
+            for batch in [0, 1, 30] {
+                agree(&graph, &[("batch", batch)], batch);
+            }
+        }
+    }
+}
+
 #[test]
 fn dense_and_matmul() {
     over_extents(|g, x, n| {

@@ -79,6 +79,28 @@ fn dense_with_epilogue() {
     insta::assert_snapshot!(planned(&graph, true));
 }
 
+/// Embeddings that are tied to a layer are kept once, as its panels, unless something else needs them as they are.
+#[test]
+fn embeddings_tied_to_a_layer() {
+    let tied = |needed_otherwise: bool| {
+        let g = GraphBuilder::new("tied");
+        let table = g.param("table", F32, dims![50, 6]);
+        let states = table.gather(g.input("ids", I64, dims!["batch"]));
+        g.output("y", states.dense(table, None));
+        if needed_otherwise {
+            g.output("columns", table.sum(&[0]) + states);
+        }
+        planned(&g.finish().unwrap(), true)
+    };
+    let rows_kept = |plan: &Plan| {
+        plan.steps.iter().any(|step| step.stage == Stage::Call && step.reads.contains(&plan.params[0]))
+    };
+    let plan = tied(false);
+    assert!(!rows_kept(&plan), "{plan}");
+    assert!(rows_kept(&tied(true)));
+    insta::assert_snapshot!(plan);
+}
+
 /// The norm of W + BA and the gain are adapter-load values; h is the only scratch of a call.
 #[test]
 fn dora_with_staged_gain() {

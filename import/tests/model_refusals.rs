@@ -385,12 +385,12 @@ fn inputs_that_do_not_fit_are_refused_by_name() {
     );
     refused("bert", &input(row(2)), 3, &["3 tokens are said to have been seen before", "encoder"]);
     // The contexts are 12, and 10 for RoBERTa.
-    refused("bert", &input(row(13)), 0, &["row 0 has 13 tokens, but the model's context is 12"]);
-    refused("roberta", &input(row(11)), 0, &["row 0 has 11 tokens, but the model's context is 10"]);
-    refused("llama", &input(row(3)), 10, &["row 0 has 13 tokens, but the model's context is 12"]);
+    refused("bert", &input(row(13)), 0, &["`input_ids`, row 0: 13 tokens, but the model's context is 12"]);
+    refused("roberta", &input(row(11)), 0, &["`input_ids`, row 0: 11 tokens, but the model's context is 10"]);
+    refused("llama", &input(row(3)), 10, &["`input_ids`, row 0: 13 tokens, but the model's context is 12"]);
     refused("llama", &input(row(3)), usize::MAX, &["but the model's context is 12"]);
     let long = [("input_ids", row(20)), ("attention_mask", masked(4, 16))];
-    refused("bert", &long, 0, &["row 0 has 16 tokens, but the model's context is 12"]);
+    refused("bert", &long, 0, &["`input_ids`, row 0: 16 tokens, but the model's context is 12"]);
     let fits = [("input_ids", row(20)), ("attention_mask", masked(8, 12))];
     let given: Weights = fits.into_iter().collect();
     assert!(read(&config("bert")).unwrap().fill_inputs(&given, 0, GraphOptions::default()).is_ok());
@@ -429,7 +429,9 @@ fn directories_that_are_not_whole_are_refused() {
     fs::rename(path.join("kept"), path.join("model.safetensors")).unwrap();
     assert!(ModelDirectory::open(path).is_ok(), "the pickle does no harm");
     write(path.join("model.safetensors"), &[("x", numbers("x", &[2]))]).unwrap();
-    assert_directory_refused(path, &[&path.display().to_string(), "tensor `x` is none of the model's"]);
+    assert_directory_refused(path, &["model.safetensors: tensor `x` is none of the model's"]);
+    write(path.join("model.safetensors"), &[]).unwrap();
+    assert_directory_refused(path, &["model.safetensors: ", "of the model's tensors are missing"]);
     fs::write(path.join("model.safetensors"), "x").unwrap();
     assert_directory_refused(path, &["model.safetensors: the header takes 8 bytes"]);
     fs::write(path.join("config.json"), "{\"model_type\": \"t5\"}").unwrap();
@@ -479,6 +481,24 @@ fn shards_must_be_what_their_index_says() {
     assert_directory_refused(path, &[INDEX, "expected `weight_map`"]);
     fs::write(&index, "{\"weight_map\": {\"a\": \"x.safetensors\", \"a\": \"y.safetensors\"}}").unwrap();
     assert_directory_refused(path, &[INDEX, "the index is malformed", "two fields `a`"]);
+
+    // What is wrong with a tensor is said with its own file's name, and what is missing with the index's.
+    let bytes = fs::read(path.join(&there)).unwrap();
+    let mine = good["weight_map"].as_object().unwrap().iter().filter(|(_, file)| *file == &there);
+    let names: Vec<&str> = mine.map(|(name, _)| name.as_str()).collect();
+    let tensors: Vec<_> = names.iter().map(|&name| (name, numbers(name, &[2]))).collect();
+    changed(&|_| {});
+    write(path.join(&there), &tensors).unwrap();
+    assert_directory_refused(path, &[&format!("{there}: tensor `"), "is f32[2], expected f32["]);
+    changed(&|index| {
+        let map = index["weight_map"].as_object_mut().unwrap();
+        for &name in &names {
+            map.remove(name);
+        }
+    });
+    fs::remove_file(path.join(&there)).unwrap();
+    assert_directory_refused(path, &[INDEX, "of the model's tensors are missing"]);
+    fs::write(path.join(&there), bytes).unwrap();
 
     changed(&|_| {});
     fs::remove_file(path.join(&there)).unwrap();

@@ -310,4 +310,5 @@ fn of_tied_weights_only_the_embedding_is_adapted() {
     let changes = json!({"target_modules": ["emb"], "modules_to_save": ["emb"]});
     let error = attach(&tied(), &saved(&config(changes), &[])).unwrap_err();
     assert!(matches!(error, AttachError::NoTarget { .. }), "{error}");
+    assert!(error.to_string().contains(r#"`target_modules` is ["emb"]"#), "{error}");
 }

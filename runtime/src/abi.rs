@@ -14,9 +14,9 @@
 //! Strides and lengths count elements, never bytes. Pointers to inputs, parameters and outputs are aligned to their
 //! element; the arena, staged values and every panel in them are aligned to [`ALIGNMENT`].
 
+use crate::arriving::Arriving;
 use crate::bank::Runs;
 use crate::context::Context;
-use crate::load::Arriving;
 use crate::profile::Profile;
 use core::ffi::c_void;
 
@@ -80,7 +80,8 @@ pub type TileFn = unsafe extern "C" fn(
 pub struct Frame {
     /// One extent per symbol, in the order of the program's symbols.
     pub dims: *const u64,
-    /// Inputs, params, staged values, outputs, in the program's order. Those of other stages may be null.
+    /// Inputs, params, staged values, outputs, in the program's order. Those of other stages may be null. What stands here
+    /// for a param that is [only packed](crate::ParamSpec::only_packed) is for `engraft_pack` alone.
     pub buffers: *const *mut u8,
     /// This call's scratch, aligned to [`ALIGNMENT`].
     pub arena: *mut u8,
@@ -90,8 +91,8 @@ pub struct Frame {
     pub fault: *mut Fault,
     /// Where [`engraft_mark`](crate::engraft_mark) keeps the times of steps, or null where nobody asks.
     pub profile: *mut Profile,
-    /// The weights that a load stage is given, so that [`engraft_pack`](crate::engraft_pack) can let go of those it has
-    /// read, or null.
+    /// The weights that a load stage is given, so that [`engraft_pack`](crate::engraft_pack) can make the floats of those
+    /// that are stored in another form, and let go of those it has read; or null.
     pub arriving: *const Arriving,
     /// The adapters of the call's items, or null where none has one; compiled code only hands it on.
     pub adapters: *const Runs,

@@ -297,6 +297,12 @@ pub(crate) fn check_kind(expected: &TensorSpec, tensor: &Tensor) -> Result<(), B
     Ok(())
 }
 
+/// The error when there is no memory for the floats of a tensor that is stored in another form.
+pub(crate) fn no_floats(name: &str, tensor: &Tensor) -> BindError {
+    let bytes = tensor.len() as u64 * tensor.dtype().bytes() as u64;
+    BindError::OutOfMemory { what: format!("the floats of `{name}`"), bytes }
+}
+
 /// Whether a shape as people read it has this symbol in it.
 fn mentions(display: &str, symbol: &str) -> bool {
     display.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == symbol)

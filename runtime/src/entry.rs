@@ -35,18 +35,21 @@ pub fn symbols() -> [(&'static str, *const u8); 7] {
     ]
 }
 
-/// Packs matrices. Where they are weights in a mapped file that just arrive, their pages are let go of.
+/// Packs matrices. Where they are weights that just arrive, their floats are made if they are stored in another form, and
+/// pages of a mapped file are let go of.
 ///
 /// # Safety
-/// `frame` is the frame of the running stage; the pointers of `pack` are valid for the extents it gives, and nobody else
-/// reads or writes what it packs into meanwhile.
+/// `frame` is the frame of the running stage; the pointers of `pack` are valid for the extents it gives, but that W may be
+/// what the frame has for a parameter that is [only packed](crate::ParamSpec::only_packed); and nobody else reads or writes
+/// what it packs into meanwhile.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_pack(frame: *const Frame, pack: *const Pack) {
     // SAFETY: both are the caller's promise.
     unsafe {
-        panels::pack(&context(frame).workers, &*pack);
-        if let Some(arriving) = (*frame).arriving.as_ref() {
-            arriving.release((*pack).w.cast());
+        let workers = &context(frame).workers;
+        match (*frame).arriving.as_ref() {
+            Some(arriving) => arriving.pack(workers, &*pack),
+            None => panels::pack(workers, &*pack),
         }
     }
 }

@@ -15,6 +15,7 @@
 pub mod abi;
 #[cfg(feature = "ndarray")]
 mod arrays;
+mod arriving;
 mod bank;
 mod bind;
 mod context;
@@ -33,9 +34,12 @@ mod session;
 mod slices;
 mod stage;
 mod state;
+mod stored;
 mod tensor;
+mod weights;
 mod workers;
 
+pub use arriving::Arriving;
 pub use bank::{
     Adapter, AdapterError, AdapterWeights, Bank, BankError, FormError, LayerWeights, OrderError, Rows, Runs,
     Update, in_order,
@@ -46,7 +50,7 @@ pub use entry::{
     engraft_attention, engraft_dot, engraft_linear, engraft_pack, engraft_row_norm, engraft_unary, symbols,
 };
 pub use kernels::{KernelSet, Kernels, UnknownKernels};
-pub use load::{Arriving, Base, LoadError, Model};
+pub use load::{Base, LoadError, Model};
 pub use mapped::MappedFile;
 pub use profile::{Profile, StepProfile, engraft_mark};
 pub use program::{
@@ -56,5 +60,7 @@ pub use program::{
 pub use session::{CallError, Session};
 pub use stage::StageError;
 pub use state::StateError;
-pub use tensor::{DType, Tensor, TensorError, Weights};
+pub use stored::Source;
+pub use tensor::{DType, Tensor, TensorError};
+pub use weights::Weights;
 pub use workers::Workers;

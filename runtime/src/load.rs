@@ -5,14 +5,16 @@
 use std::sync::Arc;
 
 use crate::abi::{ALIGNMENT, Stage};
-use crate::bind::{BindError, Bindings};
+use crate::arriving::Arriving;
+use crate::bind::{BindError, Bindings, no_floats};
 use crate::context::Context;
 use crate::memory::Buffer;
 use crate::profile::Profile;
 use crate::program::{Binder, Program, ProgramSpec, TensorSpec};
 use crate::session::{CallError, Session};
 use crate::stage::{self, StageError, Table};
-use crate::tensor::{Tensor, Weights};
+use crate::tensor::Tensor;
+use crate::weights::Weights;
 
 /// Why weights can't be loaded into a program.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -83,22 +85,6 @@ struct StagedValues {
 impl StagedValues {
     fn addresses(&self) -> impl Iterator<Item = *mut u8> {
         self.offsets.iter().map(|&offset| self.memory.address().wrapping_add(offset))
-    }
-}
-
-/// The weights that a load stage is given.
-#[derive(Debug, Default)]
-pub struct Arriving {
-    tensors: Vec<Arc<Tensor>>,
-}
-
-impl Arriving {
-    /// Lets go of the pages of the tensor that begins at an address, if it lies in a mapped file. So no more than one
-    /// weight is in memory beside the panels.
-    pub(crate) fn release(&self, address: *const u8) {
-        if let Some(tensor) = self.tensors.iter().find(|tensor| tensor.address().cast_const() == address) {
-            tensor.release();
-        }
     }
 }
 
@@ -211,7 +197,7 @@ impl Loaded {
     /// Enters what this stage has loaded into a table.
     fn enter(&self, spec: &ProgramSpec, table: &mut Table) {
         for (binder, tensor) in &self.tensors {
-            table.set_arriving(*binder, tensor.address());
+            table.set_arriving(*binder, tensor.handle());
         }
         let staged = spec.staged.iter().enumerate().filter(|(_, staged)| staged.stage == self.stage);
         for ((index, _), address) in staged.zip(self.staged.addresses()) {
@@ -229,22 +215,25 @@ fn load(
     earlier: Option<&Loaded>,
 ) -> Result<Loaded, LoadError> {
     let spec = program.spec();
-    let tensors = find(spec, stage, weights)?;
+    let mut tensors = find(spec, stage, weights)?;
     let mut bindings = earlier.map_or_else(|| Bindings::new(spec), |earlier| earlier.bindings.clone());
     bindings.bind(program, stage, &tensors.iter().map(|(_, tensor)| &**tensor).collect::<Vec<_>>(), None)?;
+    make_floats(spec, &mut tensors)?;
     let staged = allocate(spec, stage, &bindings)?;
     let mut loaded = Loaded { stage, tensors, staged, bindings, profile: Profile::of(spec) };
 
     let mut table = Table::new(spec);
     earlier.into_iter().chain([&loaded]).for_each(|loaded| loaded.enter(spec, &mut table));
-    table.release_once_packed(Arriving {
-        tensors: loaded.tensors.iter().map(|(_, tensor)| Arc::clone(tensor)).collect(),
-    });
+    let arriving = Arriving::new(loaded.tensors.iter().map(|(_, tensor)| Arc::clone(tensor)).collect());
+    table.pack_as_they_arrive(
+        arriving
+            .map_err(|bytes| BindError::OutOfMemory { what: "packing".to_owned(), bytes: bytes as u64 })?,
+    );
     let mut arena = Buffer::EMPTY;
     stage::grow_arena(&mut arena, spec, stage, &loaded.bindings, || 0)?;
     let profile = loaded.profile.as_mut();
     // SAFETY: the bindings are bound up to this stage, and the table has what was loaded now and what of earlier stages
-    // is still read. The staged values written are this function's own until it returns.
+    // is still read, as floats unless it is only packed. The staged values written are this function's own until it returns.
     unsafe { stage::run(program, stage, &loaded.bindings, &table, &mut arena, (context, None), profile)? };
     for (_, tensor) in loaded.tensors.extract_if(.., |(binder, _)| !spec.is_read_after(stage, *binder)) {
         tensor.release();
@@ -264,6 +253,20 @@ fn find(
         Ok((binder, weights.get(&param.name).cloned().ok_or_else(missing)?))
     };
     spec.arriving(stage).map(tensor).collect()
+}
+
+/// Makes the floats of the tensors that are stored in another form, but for those that are only packed: these are made
+/// then, piece by piece. The floats are this load's own, and go when it doesn't keep them.
+fn make_floats(spec: &ProgramSpec, tensors: &mut [(Binder, Arc<Tensor>)]) -> Result<(), BindError> {
+    for (binder, tensor) in tensors {
+        let Binder::Param(index) = *binder else { continue };
+        let param = &spec.params[index];
+        if !param.only_packed && tensor.as_stored().is_some() {
+            let floats = tensor.to_floats().map_err(|_| no_floats(&param.tensor.name, tensor))?;
+            *tensor = Arc::new(floats.into_owned());
+        }
+    }
+    Ok(())
 }
 
 /// Memory for the staged values of a stage.

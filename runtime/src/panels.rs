@@ -16,6 +16,7 @@
 
 use crate::abi::{Pack, Packing};
 use crate::workers::{Shared, Workers};
+use std::ops::Range;
 
 /// Outputs in a full panel.
 pub const PANEL: usize = 48;
@@ -73,10 +74,28 @@ impl Panel {
 /// # Safety
 /// The pointers of `pack` are valid for the extents it gives, and `packed` is not read or written by anyone else.
 pub(crate) unsafe fn pack(workers: &Workers, pack: &Pack) {
-    let operations = [pack.batch, pack.out, pack.k].into_iter().fold(1, u64::saturating_mul);
-    let pack = Shared(*pack);
-    // SAFETY: the caller's pointers; each task writes its own part.
-    workers.run(parts(pack.get()), operations as usize, &|task| unsafe { pack_part(pack.get(), task) });
+    // SAFETY: the caller's pointers.
+    unsafe { pack_parts(workers, pack, 0..parts(pack), 0..pack.k as usize) };
+}
+
+/// Packs some outputs and some inputs of matrix `item` where they belong in the whole. The outputs are whole panels, or the
+/// last ones.
+///
+/// # Safety
+/// As for [`pack`], but that no more of W need be valid than what is packed.
+pub(crate) unsafe fn pack_piece(
+    workers: &Workers,
+    pack: &Pack,
+    item: usize,
+    outputs: Range<usize>,
+    inputs: Range<usize>,
+) {
+    let first = item * parts_of_one(pack);
+    let unit = outputs_of_part(pack);
+    debug_assert!(outputs.start.is_multiple_of(unit));
+    let parts = first + outputs.start / unit..first + outputs.end.div_ceil(unit);
+    // SAFETY: the caller's pointers.
+    unsafe { pack_parts(workers, pack, parts, inputs) };
 }
 
 /// As [`pack`], all on the calling thread.
@@ -85,7 +104,19 @@ pub(crate) unsafe fn pack(workers: &Workers, pack: &Pack) {
 /// As for [`pack`].
 pub(crate) unsafe fn pack_here(pack: &Pack) {
     // SAFETY: the caller's pointers.
-    (0..parts(pack)).for_each(|part| unsafe { pack_part(pack, part) });
+    (0..parts(pack)).for_each(|part| unsafe { pack_part(pack, part, 0..pack.k as usize) });
+}
+
+/// # Safety
+/// As for [`pack_piece`]; the parts are below [`parts`].
+unsafe fn pack_parts(workers: &Workers, pack: &Pack, parts: Range<usize>, inputs: Range<usize>) {
+    let outputs = parts.len().saturating_mul(outputs_of_part(pack));
+    let shared = Shared((*pack, inputs));
+    workers.run(parts.len(), outputs.saturating_mul(shared.get().1.len()), &|task| {
+        let (pack, inputs) = shared.get();
+        // SAFETY: the caller's pointers; each task writes its own part.
+        unsafe { pack_part(pack, parts.start + task, inputs.clone()) }
+    });
 }
 
 /// How many panels or rows there are to pack, in all matrices.
@@ -95,47 +126,53 @@ fn parts(pack: &Pack) -> usize {
 }
 
 fn parts_of_one(pack: &Pack) -> usize {
+    (pack.out as usize).div_ceil(outputs_of_part(pack))
+}
+
+fn outputs_of_part(pack: &Pack) -> usize {
     match pack.packing {
-        Packing::Panels => (pack.out as usize).div_ceil(PANEL),
-        Packing::Rows => pack.out as usize,
+        Packing::Panels => PANEL,
+        Packing::Rows => 1,
     }
 }
 
 /// # Safety
-/// As for [`pack`], and `index` is below [`parts`].
-unsafe fn pack_part(pack: &Pack, index: usize) {
+/// As for [`pack_piece`], and `index` is below [`parts`].
+unsafe fn pack_part(pack: &Pack, index: usize, inputs: Range<usize>) {
     let (out, k, parts) = (pack.out as usize, pack.k as usize, parts_of_one(pack));
     let (item, part) = (index / parts, index % parts);
+    // What is packed of W is valid, but not all before it need be: wrapping arithmetic.
+    let w = pack.w.wrapping_add(item * pack.w_batch_stride as usize);
     // SAFETY: the caller's pointers cover `item < batch` and `part < parts`.
     unsafe {
-        let w = pack.w.add(item * pack.w_batch_stride as usize);
         match pack.packing {
             Packing::Panels => {
-                let to = pack.packed.add(item * out.next_multiple_of(LANE) * k);
-                pack_panel(pack, w, to, Panel::of(out, part), k);
+                let panel = Panel::of(out, part);
+                let to = pack.packed.add(item * out.next_multiple_of(LANE) * k + panel.first * k);
+                pack_panel(pack, w, to, panel, inputs);
             }
             Packing::Rows => {
                 let padded = row_stride(k);
-                pack_row(pack, w, pack.packed.add((item * out + part) * padded), part, k, padded);
+                pack_row(pack, w, pack.packed.add((item * out + part) * padded), part, inputs);
             }
         }
     }
 }
 
-/// Packs one panel of the matrix at `w` into its place in the panels at `to`.
+/// Packs some inputs of one panel of the matrix at `w` into the panel at `to`.
 ///
 /// # Safety
-/// As for [`pack`].
-unsafe fn pack_panel(pack: &Pack, w: *const f32, to: *mut f32, panel: Panel, k: usize) {
+/// As for [`pack_piece`].
+unsafe fn pack_panel(pack: &Pack, w: *const f32, to: *mut f32, panel: Panel, inputs: Range<usize>) {
     let (out_stride, k_stride) = (pack.out_stride as usize, pack.k_stride as usize);
-    for p0 in (0..k).step_by(STEP) {
-        let p1 = (p0 + STEP).min(k);
+    for p0 in inputs.clone().step_by(STEP) {
+        let p1 = (p0 + STEP).min(inputs.end);
         // SAFETY: j < columns, p < k, and position p * width + j lies inside the panel.
         unsafe {
-            let (w, to) = (w.add(panel.first * out_stride), to.add(panel.first * k));
             for j in 0..panel.columns {
                 for p in p0..p1 {
-                    *to.add(p * panel.width + j) = pack.scale * *w.add(j * out_stride + p * k_stride);
+                    let element = w.wrapping_add((panel.first + j) * out_stride + p * k_stride);
+                    *to.add(p * panel.width + j) = pack.scale * *element;
                 }
             }
             for p in p0..p1 {
@@ -145,17 +182,18 @@ unsafe fn pack_panel(pack: &Pack, w: *const f32, to: *mut f32, panel: Panel, k: 
     }
 }
 
-/// Packs row `row` of the matrix at `w` into `to`.
+/// Packs some inputs of row `row` of the matrix at `w` into `to`, and zeros after the last.
 ///
 /// # Safety
-/// As for [`pack`]; `to` has room for `padded >= k` floats.
-unsafe fn pack_row(pack: &Pack, w: *const f32, to: *mut f32, row: usize, k: usize, padded: usize) {
+/// As for [`pack_piece`]; `to` has room for [`row_stride`] floats.
+unsafe fn pack_row(pack: &Pack, w: *const f32, to: *mut f32, row: usize, inputs: Range<usize>) {
     let (out_stride, k_stride) = (pack.out_stride as usize, pack.k_stride as usize);
+    let k = pack.k as usize;
     // SAFETY: row < out and p < k.
     unsafe {
-        for p in 0..k {
-            *to.add(p) = pack.scale * *w.add(row * out_stride + p * k_stride);
+        for p in inputs {
+            *to.add(p) = pack.scale * *w.wrapping_add(row * out_stride + p * k_stride);
         }
-        to.add(k).write_bytes(0, padded - k);
+        to.add(k).write_bytes(0, row_stride(k) - k);
     }
 }

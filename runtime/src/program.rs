@@ -34,6 +34,10 @@ pub struct ParamSpec {
     /// The last stage that reads it, or the stage at which it arrives where none does. What no later stage reads isn't
     /// kept after its own.
     pub last_read: Stage,
+    /// Whether nothing is done with it but to pack it, at the stage at which it arrives: then its floats are made a piece
+    /// at a time where they are [stored](crate::Tensor::stored) in another form. What is packed are matrices
+    /// one after the other, each as its rows or its columns, which are the rows of the tensor (along its last axis).
+    pub only_packed: bool,
 }
 
 /// The tensor from whose shape a symbol is read.
@@ -221,6 +225,18 @@ pub enum ProgramError {
         /// When it is said to be read.
         last_read: Stage,
     },
+    /// A parameter that is said to be only packed when it is loaded, but is read later.
+    #[error(
+        "`{name}` is only packed when it arrives at stage {stage}, but is last read at stage {last_read}"
+    )]
+    PackedWhenItArrives {
+        /// The parameter.
+        name: String,
+        /// When it arrives.
+        stage: Stage,
+        /// When it is said to be read.
+        last_read: Stage,
+    },
     /// A batch whose symbol or inputs aren't there, or that can't be taken in slices.
     #[error("the batch can't be taken in slices: {reason}")]
     Items {
@@ -262,7 +278,8 @@ impl Code {
     /// - `sizes` reads one dim per symbol and writes `sizes_len` values, nothing else.
     /// - A stage reads and writes only what its frame gives: it reads inputs, params and staged values that are known
     ///   at its stage, within their shapes and bytes, and of the params none whose [`last_read`](ParamSpec::last_read)
-    ///   is an earlier stage; writes its own stage's staged values, the outputs (call stage only) and its arena, of
+    ///   is an earlier stage; of those that are [only packed](ParamSpec::only_packed) it reads nothing itself, but
+    ///   hands what its frame has for them to `engraft_pack` as W, with the strides described there; writes its own stage's staged values, the outputs (call stage only) and its arena, of
     ///   `sizes[arena_at[stage]]` bytes; and relies on no alignment beyond that of [`abi`](crate::abi).
     /// - An input that is carried and the output that it becomes have one address; the stage writes there only what lies
     ///   beyond the input.
@@ -361,10 +378,14 @@ impl ProgramSpec {
         for tensor in self.inputs.iter().chain(params()).chain(&self.outputs) {
             self.check_sizes(&tensor.name, tensor.shape_at, tensor.rank)?;
         }
-        for ParamSpec { tensor, stage, last_read } in &self.params {
+        for ParamSpec { tensor, stage, last_read, only_packed } in &self.params {
             if last_read < stage {
                 let (name, stage, last_read) = (tensor.name.clone(), *stage, *last_read);
                 return Err(ProgramError::ReadBeforeItArrives { name, stage, last_read });
+            }
+            if *only_packed && (last_read > stage || *stage == Stage::Call) {
+                let (name, stage, last_read) = (tensor.name.clone(), *stage, *last_read);
+                return Err(ProgramError::PackedWhenItArrives { name, stage, last_read });
             }
         }
         for staged in &self.staged {

@@ -2,7 +2,7 @@
 
 use crate::abi::Stage;
 use crate::bank::{Adapter, Rows, Runs};
-use crate::bind::{BindError, Bindings};
+use crate::bind::{BindError, Bindings, no_floats};
 use crate::load::Model;
 use crate::memory::Buffer;
 use crate::profile::Profile;
@@ -229,8 +229,9 @@ impl Session {
         }
         self.bindings.bind(program, Stage::Call, inputs, Some(&self.state))?;
         check_adapters(rows, &self.model, &self.bindings)?;
-        for ((binder, _), tensor) in spec.arriving(Stage::Call).zip(inputs) {
-            self.table.set_arriving(binder, tensor.address());
+        for ((binder, input), tensor) in spec.arriving(Stage::Call).zip(inputs) {
+            let address = tensor.address().ok_or_else(|| no_floats(&input.name, tensor))?;
+            self.table.set_arriving(binder, address);
         }
         for ((index, output), tensor) in spec.returned().zip(outputs) {
             // A dim is below u64::MAX here, and `resize` refuses what memory can't hold.

@@ -2,10 +2,10 @@
 //! buffers come from.
 
 use crate::abi::{Fault, Frame, Stage};
+use crate::arriving::Arriving;
 use crate::bank::Runs;
 use crate::bind::{BindError, Bindings};
 use crate::context::Context;
-use crate::load::Arriving;
 use crate::memory::Buffer;
 use crate::profile::Profile;
 use crate::program::{Binder, Program, ProgramSpec};
@@ -26,7 +26,7 @@ pub enum StageError {
 }
 
 /// The table of a frame's buffers: the addresses of inputs, params, staged values and outputs. Those of params that no
-/// stage reads any more are null.
+/// stage reads any more are null; for a param that is only packed it has the tensor's [handle](crate::Tensor::handle).
 #[derive(Debug)]
 pub(crate) struct Table {
     addresses: Vec<*mut u8>,
@@ -47,7 +47,7 @@ impl Table {
         let staged_at = params_at + spec.params.len();
         let outputs_at = staged_at + spec.staged.len();
         let addresses = vec![std::ptr::null_mut(); outputs_at + spec.outputs.len()];
-        Table { addresses, params_at, staged_at, outputs_at, arriving: Arriving::default() }
+        Table { addresses, params_at, staged_at, outputs_at, arriving: Arriving::NONE }
     }
 
     pub(crate) fn set_arriving(&mut self, tensor: Binder, address: *mut u8) {
@@ -58,8 +58,8 @@ impl Table {
         self.addresses[index] = address;
     }
 
-    /// Lets go of these weights as each is packed, where they lie in mapped files.
-    pub(crate) fn release_once_packed(&mut self, arriving: Arriving) {
+    /// Packs these weights where they are stored in another form, and lets go of each once it is packed.
+    pub(crate) fn pack_as_they_arrive(&mut self, arriving: Arriving) {
         self.arriving = arriving;
     }
 
@@ -110,7 +110,7 @@ pub(crate) fn grow_arena(
 ///
 /// # Safety
 /// `bindings` is bound up to `stage`; `table` has the address of every tensor and staged value known and still read at
-/// that stage, of this stage's staged values and, for a call, of the outputs, each as large as `bindings` says; what the stage writes
+/// that stage (or the handle, where the tensor is one of its arriving weights and only packed), of this stage's staged values and, for a call, of the outputs, each as large as `bindings` says; what the stage writes
 /// is read or written by nobody else meanwhile; `arena` is large enough for it; of `adapters`, each fits the program and is
 /// alive, their items are as many as every adaptable layer's, and there is room for each.
 pub(crate) unsafe fn run(

@@ -201,12 +201,12 @@ impl State {
         }
         let kept = |tensor: &&Tensor| {
             let bytes = tensor.len() * DType::bytes(tensor.dtype());
-            let memory = Buffer::zeroed(bytes).ok_or_else(|| BindError::OutOfMemory {
-                what: "what is to be carried".to_owned(),
-                bytes: bytes as u64,
-            })?;
+            let no_memory =
+                || BindError::OutOfMemory { what: "what is to be carried".to_owned(), bytes: bytes as u64 };
+            let memory = Buffer::zeroed(bytes).ok_or_else(no_memory)?;
+            let elements = tensor.address().ok_or_else(no_memory)?;
             // SAFETY: the tensor has as many bytes, and so has the memory, which is new.
-            unsafe { memory.address().copy_from_nonoverlapping(tensor.address(), bytes) };
+            unsafe { memory.address().copy_from_nonoverlapping(elements, bytes) };
             Ok(Kept { shape: tensor.shape().to_vec(), memory })
         };
         self.tensors = tensors.iter().map(kept).collect::<Result<_, BindError>>()?;

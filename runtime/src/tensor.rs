@@ -1,13 +1,14 @@
-//! Tensors, in memory of their own or in mapped files, and weights: tensors by name. Knows nothing about programs or
-//! formats of files.
+//! Tensors, in memory of their own, in mapped files, or stored in another form. Knows nothing about programs or formats of
+//! files.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::elements::Elements;
 use crate::mapped::{MappedElements, MappedFile};
+use crate::stored::{Source, Stored};
 
 /// The element types of tensors that go into and come out of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,15 +47,18 @@ impl fmt::Display for DType {
 }
 
 /// The elements of a tensor, the last axis contiguous.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 enum Data {
     F32(Elements<f32>),
+    /// Floats that are made when they are needed.
+    Stored(Stored),
     I32(Elements<i32>),
     I64(Elements<i64>),
 }
 
-/// A dense tensor, row-major: a shape and its elements, which are its own or lie in a [`MappedFile`]. Wherever they are,
-/// they are read in the same way; a clone of a mapped tensor shares the file, and what is to be changed is copied first.
+/// A dense tensor, row-major: a shape and its elements, which are its own, lie in a [`MappedFile`], or are made when they
+/// are needed ([`Tensor::stored`]). Wherever they are, they are read in the same way; a clone of a mapped or stored tensor
+/// shares them, and what is to be changed is copied first. Tensors are equal when shape and elements are.
 ///
 /// ```
 /// use engraft_runtime::Tensor;
@@ -65,7 +69,7 @@ enum Data {
 /// assert_eq!(message, "a tensor of shape [2, 3] has 6 elements, found 1");
 /// # Ok::<(), engraft_runtime::TensorError>(())
 /// ```
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Tensor {
     shape: Vec<usize>,
     data: Data,
@@ -89,6 +93,14 @@ pub enum TensorError {
     TooLarge {
         /// The shape.
         shape: Vec<usize>,
+    },
+    /// There is no memory for the floats of a tensor that is stored in another form.
+    #[error("there is no memory for the {bytes} bytes of a tensor of shape {shape:?}")]
+    Memory {
+        /// The shape.
+        shape: Vec<usize>,
+        /// Its floats' bytes.
+        bytes: usize,
     },
     /// The elements are of another type.
     #[error("the tensor's elements are {found}, expected {expected}")]
@@ -186,6 +198,33 @@ impl Tensor {
         (elements(shape, dtype) == Some(tensor.len())).then_some(tensor)
     }
 
+    /// A tensor of floats that are stored in another form, and made from `source` when they are needed: piece by piece
+    /// where a program only packs them when it is loaded, else all at once. Asking for them, with
+    /// [`as_f32`](Self::as_f32) for instance, makes them and keeps them as long as the tensor lives.
+    ///
+    /// ```
+    /// use engraft_runtime::{Source, Tensor};
+    /// struct Counting;
+    /// impl Source for Counting {
+    ///     fn read(&self, first: usize, to: &mut [f32]) {
+    ///         to.iter_mut().enumerate().for_each(|(i, to)| *to = (first + i) as f32);
+    ///     }
+    /// }
+    /// let tensor = Tensor::stored(&[2, 2], Counting)?;
+    /// assert_eq!(tensor.as_f32()?, [0.0, 1.0, 2.0, 3.0]);
+    /// # Ok::<(), engraft_runtime::TensorError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When no memory could hold it.
+    pub fn stored(shape: &[usize], source: impl Source + 'static) -> Result<Tensor, TensorError> {
+        let Some(len) = elements(shape, DType::F32) else {
+            return Err(TensorError::TooLarge { shape: shape.to_vec() });
+        };
+        let row = shape.last().copied().unwrap_or(1);
+        Ok(Tensor { shape: shape.to_vec(), data: Data::Stored(Stored::new(Box::new(source), len, row)) })
+    }
+
     fn new(shape: &[usize], dtype: DType, found: usize, data: Data) -> Result<Tensor, TensorError> {
         match elements(shape, dtype) {
             Some(expected) if expected == found => Ok(Tensor { shape: shape.to_vec(), data }),
@@ -202,7 +241,7 @@ impl Tensor {
     /// The type of the elements.
     pub fn dtype(&self) -> DType {
         match self.data {
-            Data::F32(_) => DType::F32,
+            Data::F32(_) | Data::Stored(_) => DType::F32,
             Data::I32(_) => DType::I32,
             Data::I64(_) => DType::I64,
         }
@@ -212,6 +251,7 @@ impl Tensor {
     pub fn len(&self) -> usize {
         match &self.data {
             Data::F32(data) => data.len(),
+            Data::Stored(data) => data.len(),
             Data::I32(data) => data.len(),
             Data::I64(data) => data.len(),
         }
@@ -225,10 +265,11 @@ impl Tensor {
     /// The floats of an `f32` tensor.
     ///
     /// # Errors
-    /// When it holds something else.
+    /// When it holds something else, or when it is [stored](Self::stored) in another form and memory doesn't suffice.
     pub fn as_f32(&self) -> Result<&[f32], TensorError> {
         match &self.data {
             Data::F32(data) => Ok(data),
+            Data::Stored(data) => data.floats().ok_or_else(|| self.no_memory()),
             _ => Err(self.not(DType::F32)),
         }
     }
@@ -236,9 +277,12 @@ impl Tensor {
     /// The floats of an `f32` tensor, to be changed in place, after they are copied from a file if they are in one.
     ///
     /// # Errors
-    /// When it holds something else.
+    /// As for [`as_f32`](Self::as_f32).
     pub fn as_f32_mut(&mut self) -> Result<&mut [f32], TensorError> {
         let other = self.not(DType::F32);
+        if self.as_stored().is_some() {
+            *self = self.to_floats()?.into_owned();
+        }
         match &mut self.data {
             Data::F32(data) => Ok(data.owned()),
             _ => Err(other),
@@ -267,6 +311,21 @@ impl Tensor {
         }
     }
 
+    /// This tensor with all its elements in memory, or in a mapped file: where it is [stored](Self::stored) in another
+    /// form, a copy, which goes when it is dropped.
+    ///
+    /// # Errors
+    /// When memory doesn't suffice.
+    pub fn to_floats(&self) -> Result<Cow<'_, Tensor>, TensorError> {
+        let Data::Stored(stored) = &self.data else { return Ok(Cow::Borrowed(self)) };
+        let floats = stored.to_vec().ok_or_else(|| self.no_memory())?;
+        Ok(Cow::Owned(Tensor::f32(&self.shape, floats)?))
+    }
+
+    fn no_memory(&self) -> TensorError {
+        TensorError::Memory { shape: self.shape.clone(), bytes: self.len() * DType::F32.bytes() }
+    }
+
     fn not(&self, expected: DType) -> TensorError {
         TensorError::DType { expected, found: self.dtype() }
     }
@@ -274,13 +333,14 @@ impl Tensor {
     /// Makes this a tensor of such elements and shape, keeping its memory where it suffices: its elements are what was
     /// there before (unless that is in a file), and zeros. Says whether there was memory for it; if not, the tensor is empty.
     pub(crate) fn resize(&mut self, dtype: DType, shape: impl Iterator<Item = usize>) -> bool {
-        if self.dtype() != dtype {
+        if self.dtype() != dtype || self.as_stored().is_some() {
             *self = Tensor::empty(dtype);
         }
         self.shape.clear();
         self.shape.extend(shape);
         let resized = elements(&self.shape, dtype).is_some_and(|count| match &mut self.data {
             Data::F32(data) => data.resize(count),
+            Data::Stored(_) => false,
             Data::I32(data) => data.resize(count),
             Data::I64(data) => data.resize(count),
         });
@@ -290,21 +350,42 @@ impl Tensor {
         resized
     }
 
-    /// Where the elements begin, for reading: dangling but aligned when there are none.
-    pub(crate) fn address(&self) -> *mut u8 {
+    /// Where the elements begin, for reading: dangling but aligned when there are none. `None` when they are still to be
+    /// made and there is no memory for them.
+    pub(crate) fn address(&self) -> Option<*mut u8> {
+        match &self.data {
+            Data::Stored(data) => data.floats().map(|floats| floats.as_ptr().cast_mut().cast()),
+            _ => Some(self.handle()),
+        }
+    }
+
+    /// What stands for the tensor while it is loaded: where its elements begin, or if they are still to be made, an address
+    /// that no other tensor has and at which there are no elements.
+    pub(crate) fn handle(&self) -> *mut u8 {
         match &self.data {
             Data::F32(data) => data.as_ptr().cast_mut().cast(),
             Data::I32(data) => data.as_ptr().cast_mut().cast(),
             Data::I64(data) => data.as_ptr().cast_mut().cast(),
+            Data::Stored(data) => data.handle(),
         }
     }
 
-    /// Where the elements begin, for writing: dangling but aligned when there are none.
+    /// The elements that are made when they are needed, if these are.
+    pub(crate) fn as_stored(&self) -> Option<&Stored> {
+        match &self.data {
+            Data::Stored(data) => Some(data),
+            _ => None,
+        }
+    }
+
+    /// Where the elements begin, for writing: dangling but aligned when there are none. The tensor has been
+    /// [resized](Self::resize).
     pub(crate) fn address_mut(&mut self) -> *mut u8 {
         match &mut self.data {
             Data::F32(data) => data.owned().as_mut_ptr().cast(),
             Data::I32(data) => data.owned().as_mut_ptr().cast(),
             Data::I64(data) => data.owned().as_mut_ptr().cast(),
+            Data::Stored(_) => unreachable!("resizing gives a tensor elements of its own"),
         }
     }
 
@@ -314,66 +395,25 @@ impl Tensor {
             Data::F32(data) => data.release(),
             Data::I32(data) => data.release(),
             Data::I64(data) => data.release(),
+            Data::Stored(data) => data.release(),
         }
     }
 }
 
-/// Tensors by name, shared with whatever is loaded from them: a loaded program keeps those that it goes on reading. Once
-/// the weights are dropped, the memory of the others is free.
-///
-/// ```
-/// use engraft_runtime::{Tensor, Weights};
-/// let mut weights = Weights::new();
-/// weights.insert("bias", Tensor::f32(&[2], vec![0.5, -0.5])?);
-/// assert_eq!(weights.get("bias").map(|bias| bias.shape()), Some([2].as_slice()));
-/// # Ok::<(), engraft_runtime::TensorError>(())
-/// ```
-#[derive(Clone, Debug, Default)]
-pub struct Weights {
-    tensors: BTreeMap<String, Arc<Tensor>>,
-}
-
-impl Weights {
-    /// No weights.
-    pub fn new() -> Weights {
-        Weights::default()
-    }
-
-    /// The tensor called `name`.
-    pub fn get(&self, name: &str) -> Option<&Arc<Tensor>> {
-        self.tensors.get(name)
-    }
-
-    /// Adds a tensor and returns the one that had its name before.
-    pub fn insert(&mut self, name: impl Into<String>, tensor: impl Into<Arc<Tensor>>) -> Option<Arc<Tensor>> {
-        self.tensors.insert(name.into(), tensor.into())
-    }
-
-    /// All tensors, by name in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<Tensor>)> {
-        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
-    }
-
-    /// How many tensors there are.
-    pub fn len(&self) -> usize {
-        self.tensors.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.tensors.is_empty()
-    }
-}
-
-impl<N: Into<String>, T: Into<Arc<Tensor>>> FromIterator<(N, T)> for Weights {
-    fn from_iter<I: IntoIterator<Item = (N, T)>>(tensors: I) -> Weights {
-        Weights { tensors: tensors.into_iter().map(|(name, tensor)| (name.into(), tensor.into())).collect() }
+impl PartialEq for Tensor {
+    fn eq(&self, other: &Tensor) -> bool {
+        let is_equal = match (&self.data, &other.data) {
+            (Data::I32(data), Data::I32(other)) => data == other,
+            (Data::I64(data), Data::I64(other)) => data == other,
+            _ => matches!((self.as_f32(), other.as_f32()), (Ok(floats), Ok(other)) if floats == other),
+        };
+        self.shape == other.shape && is_equal
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Arc, DType, MappedFile, Tensor, TensorError};
+    use super::{Arc, DType, MappedFile, Source, Tensor, TensorError};
 
     #[test]
     fn shapes_and_elements_must_fit() {
@@ -399,6 +439,34 @@ mod tests {
         assert_eq!(ids.as_i32(), Ok([7].as_slice()));
         assert_eq!(ids.as_f32(), Err(TensorError::DType { expected: DType::F32, found: DType::I32 }));
         assert_eq!(ids.as_i64().unwrap_err().to_string(), "the tensor's elements are i32, expected i64");
+    }
+
+    #[test]
+    fn stored_floats_are_made_when_they_are_asked_for() {
+        struct Halves;
+        impl Source for Halves {
+            fn read(&self, first: usize, to: &mut [f32]) {
+                to.iter_mut().enumerate().for_each(|(i, to)| *to = (first + i) as f32 / 2.0);
+            }
+        }
+        let stored = || Tensor::stored(&[2, 2], Halves).unwrap();
+        let floats = Tensor::f32(&[2, 2], vec![0.0, 0.5, 1.0, 1.5]).unwrap();
+        assert_eq!((stored().dtype(), stored().len(), stored().shape()), (DType::F32, 4, [2, 2].as_slice()));
+        assert_eq!(stored(), floats);
+        assert_ne!(stored(), Tensor::stored(&[4], Halves).unwrap());
+        assert_eq!(*stored().to_floats().unwrap(), floats);
+        assert!(stored().to_floats().unwrap().as_stored().is_none());
+        let (mut changed, kept) = (stored(), stored());
+        changed.as_f32_mut().unwrap()[0] = 7.0;
+        assert_eq!(changed.as_f32().unwrap(), [7.0, 0.5, 1.0, 1.5]);
+        assert_ne!(kept.handle(), kept.address().unwrap(), "no elements at the handle");
+        assert_eq!(kept.address().unwrap().cast_const(), kept.as_f32().unwrap().as_ptr().cast());
+        let mut output = stored();
+        assert!(output.resize(DType::F32, [1].into_iter()));
+        assert_eq!(output, Tensor::f32(&[1], vec![0.0]).unwrap());
+        let huge = [usize::MAX, 2];
+        assert_eq!(Tensor::stored(&huge, Halves), Err(TensorError::TooLarge { shape: huge.to_vec() }));
+        assert!(Tensor::stored(&[3, 0], Halves).unwrap().as_f32().unwrap().is_empty());
     }
 
     #[test]

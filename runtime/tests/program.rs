@@ -358,6 +358,14 @@ fn descriptions_that_do_not_hold_together_are_refused() {
         "`a` arrives at stage adapter, but is last read at stage base"
     );
     assert_eq!(
+        refused(|spec| {
+            spec.params[0].only_packed = true;
+            spec.params[0].last_read = Stage::Call;
+        })
+        .to_string(),
+        "`weight` is only packed when it arrives at stage base, but is last read at stage call"
+    );
+    assert_eq!(
         refused(|spec| spec.staged[1].stage = Stage::Call).to_string(),
         "staged value `a panels` is of stage call; it must be of stage base or adapter"
     );

@@ -16,7 +16,7 @@ use engraft::pretrained::{GenerateError, PretrainedError};
 use engraft::runtime::{BankError, CallError, ContextError, LoadError, OrderError, StateError, TensorError};
 use ndarray_npy::WriteNpyError;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// Why a subcommand failed.
@@ -36,6 +36,14 @@ pub enum CliError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// What a file holds does not fit.
+    #[error("{}: {source}", path.display())]
+    In {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<CliError>,
     },
     /// A model is neither JSON nor text.
     #[error("{}: expected a graph as JSON or text, found bytes that are not UTF-8 after {valid}", path.display())]
@@ -186,6 +194,14 @@ pub enum CliError {
     /// The weights do not fit the model.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The weights from these files do not fit the model.
+    #[error("{source}; {}", found.describe())]
+    LoadFrom {
+        /// Why.
+        source: Box<LoadError>,
+        /// Where they came from.
+        found: Sought,
+    },
     /// The inputs do not fit the model, or it failed on them.
     #[error(transparent)]
     Call(#[from] CallError),
@@ -284,6 +300,13 @@ pub enum CliError {
         /// The largest difference, in tolerances.
         worst: f64,
     },
+}
+
+impl CliError {
+    /// This error, and the file that it is about.
+    pub fn in_file(self, path: &Path) -> Self {
+        Self::In { path: path.to_owned(), source: Box::new(self) }
+    }
 }
 
 impl From<CombineError> for CliError {

@@ -28,7 +28,9 @@ impl Execution<'_> {
                 return Err(CliError::NoWeights { param: param.name, ty: param.ty, found: sought.clone() });
             }
         }
-        Ok(compiled.program.load_base(weights, Arc::clone(context))?.load_adapter(weights)?)
+        let base = compiled.program.load_base(weights, Arc::clone(context));
+        let loaded = base.and_then(|base| base.load_adapter(weights));
+        loaded.map_err(|source| CliError::LoadFrom { source: Box::new(source), found: sought.clone() })
     }
 }
 

@@ -74,8 +74,9 @@ impl Run {
     /// Something cannot be read, does not fit, or cannot be written; then no output file is touched.
     pub fn run(&self, output: &mut Output) -> Result<(), CliError> {
         let model = self.model.read()?;
-        let (weights, given) =
-            (model.weights(self.weights.as_deref())?, model.inputs(read_weights(&self.input)?)?);
+        let in_input = |error: CliError| error.in_file(&self.input);
+        let weights = model.weights(self.weights.as_deref())?;
+        let given = model.inputs(read_weights(&self.input)?).map_err(in_input)?;
         let options = Options { merge: self.merge, profile: self.profile, ..Options::default() };
         let (compiled, compile) = timed(|| Ok(compile(&model.graph, &options)?))?;
         let threads = if self.profile { one_thread() } else { engraft::runtime::Options::default() };
@@ -84,7 +85,7 @@ impl Run {
         let execution = Execution { compiled: &compiled, weights: &weights, sought: &sought };
         let (loaded, load) = timed(|| execution.load(&context))?;
         let rows = model.adapters_on(loaded.base())?;
-        let (outputs, call) = timed(|| call(&loaded, &given, &rows))?;
+        let (outputs, call) = timed(|| call(&loaded, &given, &rows).map_err(in_input))?;
         let named: Vec<_> = outputs.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
         let profile =
             self.profile.then(|| Profile::measure(&execution, &loaded, (&given, &rows), self.repeat));

@@ -49,7 +49,7 @@ pub struct Assembled {
 
 impl Pretrained {
     /// Opens a model: a directory with `config.json` and safetensors, or a GGUF file, which is seen from its name. Weights
-    /// in f32 stay mapped in their file.
+    /// stay mapped in their file; those in another form than f32 become f32 when they are loaded, one after the other.
     ///
     /// # Errors
     /// A file is missing, broken, or says something that is not supported; the error names it.
@@ -120,15 +120,19 @@ impl Pretrained {
     /// # Errors
     /// There is none, it is broken or not supported, or it has ids that the model has no embedding for.
     pub fn tokenizer(&self) -> Result<TextTokenizer, PretrainedError> {
-        let tokenizer = match &self.source {
+        let (tokenizer, path) = match &self.source {
             Source::Gguf(gguf) => {
-                TextTokenizer::from_built(&self.path.display().to_string(), gguf.tokenizer()?)?
+                let name = self.path.display().to_string();
+                (TextTokenizer::from_built(&name, gguf.tokenizer()?)?, self.path.clone())
             }
-            Source::Directory { network } => TextTokenizer::read(network.join("tokenizer.json"))?,
+            Source::Directory { network } => {
+                let path = network.join("tokenizer.json");
+                (TextTokenizer::read(&path)?, path)
+            }
         };
         let (tokens, vocab) = (tokenizer.vocab_size(), self.architecture.vocab());
         if tokens > vocab {
-            return Err(PretrainedError::Vocabulary { path: self.path.clone(), tokens, vocab });
+            return Err(PretrainedError::Vocabulary { path, tokens, vocab });
         }
         Ok(tokenizer)
     }

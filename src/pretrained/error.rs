@@ -140,7 +140,7 @@ pub enum PretrainedError {
     /// The tokenizer has ids that the model has no embedding for.
     #[error("{}: the tokenizer has {tokens} ids, but the model has embeddings for {vocab} only", path.display())]
     Vocabulary {
-        /// Where both came from.
+        /// Where the tokenizer came from.
         path: PathBuf,
         /// The tokenizer's.
         tokens: usize,

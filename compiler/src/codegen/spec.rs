@@ -2,8 +2,8 @@
 //! place that knows both the IR's and the runtime's words for types and stages.
 
 use super::sizes::SizesLayout;
-use crate::plan::kernel::Linear;
-use crate::plan::{BufferId, Carried, Plan, STAGES, Storage, stage_index};
+use crate::plan::kernel::{Kernel, Linear, Pack};
+use crate::plan::{Buffer, BufferId, Carried, Plan, STAGES, Step, Storage, stage_index};
 use engraft_ir::{DType, Dim, Stage};
 use engraft_runtime::abi::Stage as RunStage;
 use engraft_runtime::{
@@ -20,6 +20,7 @@ pub(super) fn program_spec(plan: &Plan, layout: &mut SizesLayout) -> ProgramSpec
             tensor: tensor(plan, layout, buffer, None),
             stage: run_stage(plan.buffer(buffer).stage),
             last_read: last_read(plan, buffer),
+            only_packed: is_only_packed(plan, buffer),
         })
         .collect();
     let outputs =
@@ -120,6 +121,23 @@ fn tensor(plan: &Plan, layout: &mut SizesLayout, id: BufferId, name: Option<&Str
 fn last_read(plan: &Plan, buffer: BufferId) -> RunStage {
     let readers = plan.steps.iter().filter(|step| step.reads.contains(&buffer)).map(|step| step.stage);
     readers.chain([plan.buffer(buffer).stage]).map(run_stage).fold(RunStage::Base, RunStage::max)
+}
+
+/// Whether the steps that read a parameter all pack it at the stage at which it arrives, as matrices whose rows or columns
+/// are the rows of the tensor.
+fn is_only_packed(plan: &Plan, buffer: BufferId) -> bool {
+    let Buffer { ty, stage, .. } = plan.buffer(buffer);
+    let one = Dim::fixed(1);
+    let row = ty.shape.last().unwrap_or(&one);
+    let is_packed = |step: &Step| match &step.kernel {
+        Kernel::Pack(Pack { matrix: m, .. }) => {
+            let by_output = m.k_stride == one && m.out_stride == m.k && m.k == *row;
+            let by_input = m.out_stride == one && m.k_stride == m.out && m.out == *row;
+            step.stage == *stage && (by_output || by_input)
+        }
+        _ => false,
+    };
+    *stage != Stage::Call && plan.steps.iter().filter(|step| step.reads.contains(&buffer)).all(is_packed)
 }
 
 fn run_stage(stage: Stage) -> RunStage {

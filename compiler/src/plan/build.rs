@@ -277,7 +277,9 @@ impl Planner<'_> {
     fn gather(&mut self, id: NodeId) -> BufferId {
         let (table, ids) = (self.operand(id, ops::Gather::TABLE), self.operand(id, ops::Gather::IDS));
         let (_, rows, width) = split(self.shape(table), 0, 1);
+        let from_panels = self.is_kept_as_panels(table, self.stage(id));
         let kernel = Gather {
+            from_panels,
             dtype: self.graph.node(table).ty().dtype,
             ids: self.graph.node(ids).ty().dtype,
             count: self.shape(ids).elements(),
@@ -285,7 +287,8 @@ impl Planner<'_> {
             width,
         };
         let write = self.result(id);
-        let reads = vec![self.value(table), self.value(ids)];
+        let table = if from_panels { self.panels(table) } else { self.value(table) };
+        let reads = vec![table, self.value(ids)];
         self.step(id, Kernel::Gather(kernel), reads, write);
         write
     }

@@ -268,6 +268,8 @@ pub struct Row {
 /// `y[i, :] = table[ids[i], :]`. Checks every id before it writes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gather {
+    /// Whether the table is read from the panels that a product has of it.
+    pub from_panels: bool,
     /// The element type of table and y.
     pub dtype: DType,
     /// The type of the ids.

@@ -95,8 +95,13 @@ impl fmt::Display for Kernel {
             Self::Gather(gather) => {
                 write!(
                     f,
-                    "[{} {} ids, {} rows of {} {}]",
-                    gather.count, gather.ids, gather.rows, gather.width, gather.dtype
+                    "[{} {} ids, {} rows of {} {}{}]",
+                    gather.count,
+                    gather.ids,
+                    gather.rows,
+                    gather.width,
+                    gather.dtype,
+                    flag(gather.from_panels, "from panels")
                 )
             }
         }

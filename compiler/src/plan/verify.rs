@@ -255,6 +255,8 @@ fn verify_operands(plan: &Plan, index: usize, step: &Step, errors: &mut Vec<Plan
         let expected = match &step.kernel {
             Kernel::Loop(body) => body.dtype,
             Kernel::Gather(gather) if position == 1 => gather.ids,
+            // Panels are of f32.
+            Kernel::Gather(gather) if gather.from_panels => DType::F32,
             Kernel::Gather(gather) => gather.dtype,
             Kernel::Cast(cast) if position == 0 => cast.from,
             Kernel::Attention(attention) if position == 3 => attention.mask.unwrap_or(DType::F32),

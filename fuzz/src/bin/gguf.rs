@@ -20,10 +20,14 @@ fuzz_target!(|bytes: &[u8]| {
         // No format has more than three elements a byte.
         let elements: usize = weights.iter().map(|(_, tensor)| tensor.len()).sum();
         assert!(elements <= bytes.len() * 3, "{elements} elements of {} bytes", bytes.len());
+        // Floats are made when they are asked for.
+        let floats = weights.iter().map(|(_, tensor)| tensor.as_f32().expect("floats").len());
+        assert_eq!(floats.sum::<usize>(), elements);
     }
     let _ = gguf.tokenizer();
     if let Ok(architecture) = gguf.config().map(|config| Architecture::from_config(&config)) {
         let small = |architecture: &Architecture| architecture.vocab().max(architecture.hidden()) < 1 << 16;
-        let _ = architecture.ok().filter(small).map(|architecture| architecture.graph(GraphOptions::default()));
+        let _ =
+            architecture.ok().filter(small).map(|architecture| architecture.graph(GraphOptions::default()));
     }
 });

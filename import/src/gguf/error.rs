@@ -300,14 +300,6 @@ pub enum WeightsError {
         /// The size of a head.
         size: u64,
     },
-    /// There is no memory for a tensor.
-    #[error("there is no memory for the {bytes} bytes of tensor `{tensor}`")]
-    Memory {
-        /// The tensor.
-        tensor: String,
-        /// Its bytes.
-        bytes: u64,
-    },
     /// Elements and shape don't fit.
     #[error("tensor `{tensor}`: {source}")]
     Tensor {

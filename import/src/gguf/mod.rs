@@ -81,10 +81,11 @@ impl Gguf {
     }
 
     /// The model's weights in `f32`, with the names, shapes and order of rows that they have in transformers'
-    /// `model.safetensors`. Those that the file stores as F32 stay in it, but for q and k of a `llama`.
+    /// `model.safetensors`. Those that the file stores as F32 stay in it, but for q and k of a `llama`; the floats of others are
+    /// made when they are needed, see [`Tensor::stored`](engraft_runtime::Tensor::stored).
     ///
     /// # Errors
-    /// The architecture is another one, or a tensor is not one of it, is of another shape, or finds no memory.
+    /// The architecture is another one, or a tensor is not one of it or is of another shape.
     pub fn weights(&self) -> Result<Weights, GgufError> {
         let model = config::model(&self.meta()).map_err(self.metadata_error())?;
         weights::read(&self.file, &self.container.tensors, &model).map_err(self.weights_error())

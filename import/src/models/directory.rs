@@ -116,7 +116,7 @@ pub enum DirectoryError {
     /// The tensors are not the model's.
     #[error("{}: {source}", path.display())]
     Tensors {
-        /// The directory.
+        /// The file that holds the tensor, or says which tensors there are.
         path: PathBuf,
         /// Why.
         source: TensorsError,
@@ -143,9 +143,9 @@ impl ModelDirectory {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, DirectoryError> {
         let path = path.as_ref();
         let (config, architecture) = read_config(path)?;
-        let weights = weights(path)?;
-        let tensors = architecture.normalise(&weights);
-        let tensors = tensors.map_err(|source| DirectoryError::Tensors { path: path.to_owned(), source })?;
+        let files = files(path)?;
+        let tensors = architecture.normalise(&weights(&files)?);
+        let tensors = tensors.map_err(|source| tensors_error(path, &files, source))?;
         Ok(Self { path: path.to_owned(), config, architecture, tensors })
     }
 
@@ -192,10 +192,19 @@ fn read(path: &Path, limit: u64) -> Result<String, DirectoryError> {
     text.ok_or_else(|| DirectoryError::TooLarge { path: path.to_owned(), limit })
 }
 
-/// Every tensor of the directory.
-fn weights(directory: &Path) -> Result<Weights, DirectoryError> {
+/// The error names the file that holds the tensor, or says which are there.
+fn tensors_error(directory: &Path, files: &[SafetensorsFile], source: TensorsError) -> DirectoryError {
+    let holds = |file: &&SafetensorsFile| {
+        files.len() == 1 || file.tensors().any(|tensor| Some(tensor.name) == source.tensor())
+    };
+    let file = files.iter().find(holds).map(|file| file.path().to_owned());
+    DirectoryError::Tensors { path: file.unwrap_or_else(|| directory.join(INDEX_FILE)), source }
+}
+
+/// Every tensor of the files.
+fn weights(files: &[SafetensorsFile]) -> Result<Weights, DirectoryError> {
     let mut weights = Weights::new();
-    for file in files(directory)? {
+    for file in files {
         for (tensor, data) in file.weights()?.iter() {
             weights.insert(tensor, data.clone());
         }

@@ -61,7 +61,7 @@ pub enum InputError {
         last: usize,
     },
     /// A row is longer than the model's context.
-    #[error("row {row} has {tokens} tokens, but the model's context is {context}")]
+    #[error("input `{INPUT_IDS}`, row {row}: {tokens} tokens, but the model's context is {context}")]
     Context {
         /// The row.
         row: usize,

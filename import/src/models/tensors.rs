@@ -2,7 +2,7 @@
 //! known to be no part of the graph, or an error; each parameter has its tensor. Knows nothing about files.
 
 use engraft_ir::{BuildErrors, DType, Dim, Graph, TensorType};
-use engraft_runtime::{DType as Stored, Tensor, Weights};
+use engraft_runtime::{DType as Stored, Tensor, TensorError, Weights};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use thiserror::Error;
@@ -55,9 +55,31 @@ pub enum TensorsError {
         /// The one it should equal.
         tied: String,
     },
+    /// A tensor cannot be read.
+    #[error("tensor `{tensor}`: {source}")]
+    Read {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        source: TensorError,
+    },
     /// The config makes no graph.
     #[error(transparent)]
     Build(#[from] BuildErrors),
+}
+
+impl TensorsError {
+    /// The tensor of the checkpoint that is wrong, if it is one that is there.
+    pub(super) fn tensor(&self) -> Option<&str> {
+        match self {
+            Self::Unknown { tensor }
+            | Self::Type { tensor, .. }
+            | Self::Tied { tensor, .. }
+            | Self::Read { tensor, .. }
+            | Self::Twice { second: tensor, .. } => Some(tensor),
+            Self::Missing { .. } | Self::Build(_) => None,
+        }
+    }
 }
 
 fn listed(names: &[String]) -> String {
@@ -161,7 +183,7 @@ pub(super) fn normalise(
     {
         match found.get(to) {
             // Whatever is missing is reported below.
-            Some((_, other)) if !same(data, other) => {
+            Some((_, other)) if !same(tensor, data, other)? => {
                 return Err(TensorsError::Tied { tensor: tensor.to_owned(), tied: to.to_owned() });
             }
             _ => left_out.push(tensor.to_owned()),
@@ -207,8 +229,11 @@ fn check_type(tensor: &str, data: &Tensor, expected: &TensorType) -> Result<(), 
     Err(TensorsError::Type { tensor: tensor.to_owned(), found, shape, expected: expected.clone() })
 }
 
-/// Whether two tensors of floats are the same to the bit.
-fn same(a: &Tensor, b: &Tensor) -> bool {
-    let (Ok(x), Ok(y)) = (a.as_f32(), b.as_f32()) else { return false };
-    a.shape() == b.shape() && x.iter().map(|x| x.to_bits()).eq(y.iter().map(|y| y.to_bits()))
+/// Whether two tensors of floats, the first called `tensor`, are the same to the bit.
+fn same(tensor: &str, a: &Tensor, b: &Tensor) -> Result<bool, TensorsError> {
+    let read = |source| TensorsError::Read { tensor: tensor.to_owned(), source };
+    // Copies, where the floats are still to be made: they go at once.
+    let (a, b) = (a.to_floats().map_err(read)?, b.to_floats().map_err(read)?);
+    let (Ok(x), Ok(y)) = (a.as_f32(), b.as_f32()) else { return Ok(false) };
+    Ok(a.shape() == b.shape() && x.iter().map(|x| x.to_bits()).eq(y.iter().map(|y| y.to_bits())))
 }

@@ -27,8 +27,13 @@ pub enum AttachError {
         init: String,
     },
     /// The config means no module of the graph.
-    #[error("the adapter's config targets none of the graph's modules, which are {}", quoted(.modules))]
+    #[error(
+        "the adapter's config targets none of the graph's modules: `target_modules` is {targets}, and they are {}",
+        quoted(.modules)
+    )]
     NoTarget {
+        /// What the config targets.
+        targets: String,
         /// The modules there are.
         modules: Vec<String>,
     },
@@ -273,7 +278,8 @@ fn targets(
     }
     if targets.is_empty() {
         let modules = candidates.iter().filter(|(_, candidate)| candidate.is_ok());
-        return Err(AttachError::NoTarget { modules: modules.map(|(name, _)| name.clone()).collect() });
+        let modules = modules.map(|(name, _)| name.clone()).collect();
+        return Err(AttachError::NoTarget { targets: config.targets().to_string(), modules });
     }
     Ok(targets)
 }

@@ -266,6 +266,11 @@ impl LoraConfig {
         Ok(self.alpha(module)? / if self.use_rslora { rank.sqrt() } else { rank })
     }
 
+    /// What `target_modules` says.
+    pub(super) fn targets(&self) -> &Targets {
+        &self.selector.targets
+    }
+
     /// What the adapter does with a module.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //! about graphs or files.
 
 use fancy_regex::Regex;
+use std::fmt;
 use thiserror::Error;
 
 /// A regular expression that cannot be used.
@@ -111,6 +112,16 @@ pub(super) enum Targets {
     AllLinear,
     /// The modules of these names.
     Named(Names),
+}
+
+impl fmt::Display for Targets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AllLinear => f.write_str("\"all-linear\""),
+            Self::Named(Names::List(names)) => write!(f, "{names:?}"),
+            Self::Named(Names::Pattern(pattern)) => write!(f, "{:?}", pattern.text),
+        }
+    }
 }
 
 /// What `layers_to_transform` and `layers_pattern` say: only the layers of these numbers.

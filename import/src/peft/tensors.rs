@@ -73,8 +73,9 @@ fn note(rank: Option<u64>) -> String {
 
 /// The names, each in backquotes.
 pub(super) fn quoted(names: &[String]) -> String {
-    let quoted: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
-    quoted.join(", ")
+    const MOST: usize = 8;
+    let listed = names.iter().take(MOST).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    if names.len() > MOST { format!("{listed}, ... ({} in all)", names.len()) } else { listed }
 }
 
 /// The tensors of a file that nothing has asked for yet, and those taken, under the parameters' names.

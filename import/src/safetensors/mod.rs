@@ -2,9 +2,11 @@
 //!
 //! The header is checked in full before anything is allocated for a tensor, so a file takes no more memory than its own
 //! length justifies (twice it, for half-precision floats, which are widened to `f32`). A file is mapped into memory:
-//! tensors stay where they lie in it, unless they are widened or aren't aligned to their elements.
+//! tensors stay where they lie in it, unless they aren't aligned to their elements; half-precision floats are widened
+//! when they are needed.
 
 mod floats;
+mod half;
 mod stored;
 
 pub use floats::{FloatType, Floats};
@@ -12,6 +14,7 @@ pub(crate) use stored::{Entry, Writer};
 pub use stored::{SafetensorsFile, StoredTensor};
 
 use engraft_runtime::{DType, MappedFile, Tensor, TensorError, Weights};
+use half::Halves;
 use safetensors::tensor::{Dtype, TensorInfo, View};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value as Json;
@@ -173,7 +176,8 @@ pub enum SafetensorsError {
     },
 }
 
-/// Reads every tensor of a safetensors file. `F16` and `BF16` become `f32`, exactly; `F32`, `I32` and `I64` stay.
+/// Reads every tensor of a safetensors file. `F16` and `BF16` become `f32`, exactly, when they are needed (see
+/// [`Tensor::stored`]); `F32`, `I32` and `I64` stay.
 ///
 /// The file is mapped into memory and must not be written into or cut off while a tensor of it lives, see [`MappedFile`];
 /// [`write()`] puts another file in its place, which is fine.
@@ -203,22 +207,19 @@ fn read(path: &Path, bytes: &[u8], file: Option<&Arc<MappedFile>>) -> Result<Wei
     let begin = bytes.len() - data as usize;
     let tensor = |(name, info): (String, TensorInfo)| {
         let span = begin + info.data_offsets.0..begin + info.data_offsets.1;
-        if let Some(tensor) = file.and_then(|file| map_tensor(file, &info, span.clone())) {
-            return Ok((name, tensor));
-        }
-        let tensor = read_tensor(path, &bytes[span.clone()], &name, &info)?;
-        if let Some(file) = file {
-            file.release(span);
-        }
+        let mapped = file.and_then(|file| map_tensor(file, &info, span.clone()));
+        let tensor = mapped.map_or_else(|| read_tensor(path, &bytes[span], &name, &info), Ok)?;
         Ok((name, tensor))
     };
     tensors.into_iter().map(tensor).collect()
 }
 
-/// A tensor where it lies in the file, if its elements stay as they are and are aligned.
-fn map_tensor(file: &Arc<MappedFile>, info: &TensorInfo, span: Range<usize>) -> Option<Tensor> {
-    let widened = matches!(info.dtype, Dtype::F16 | Dtype::BF16);
-    if widened { None } else { Tensor::mapped(element_type(info.dtype)?, &info.shape, file, span) }
+/// A tensor that stays in the file; `None` where its elements aren't aligned.
+fn map_tensor(file: &Arc<MappedFile>, info: &TensorInfo, bytes: Range<usize>) -> Option<Tensor> {
+    match half::widen(info.dtype) {
+        Some(widen) => Tensor::stored(&info.shape, Halves { file: Arc::clone(file), bytes, widen }).ok(),
+        None => Tensor::mapped(element_type(info.dtype)?, &info.shape, file, bytes),
+    }
 }
 
 /// The tensors that the header lists, and the number of bytes that follow it.
@@ -302,16 +303,17 @@ fn read_tensor(path: &Path, bytes: &[u8], name: &str, info: &TensorInfo) -> Resu
     };
     let shape = info.shape.as_slice();
     let tensor = match info.dtype {
-        Dtype::F16 => {
-            Tensor::f32(shape, decode(bytes, |b| half::f16::from_le_bytes(b).to_f32()).map_err(memory)?)
-        }
-        Dtype::BF16 => {
-            Tensor::f32(shape, decode(bytes, |b| half::bf16::from_le_bytes(b).to_f32()).map_err(memory)?)
-        }
         Dtype::I32 => Tensor::i32(shape, decode(bytes, i32::from_le_bytes).map_err(memory)?),
         Dtype::I64 => Tensor::i64(shape, decode(bytes, i64::from_le_bytes).map_err(memory)?),
-        // The layout check let nothing else through than F32.
-        _ => Tensor::f32(shape, decode(bytes, f32::from_le_bytes).map_err(memory)?),
+        // The layout check let nothing else through than halves and F32.
+        dtype => match half::widen(dtype) {
+            Some(widen) => {
+                let mut floats = decode(bytes, |_: [u8; 2]| 0.0).map_err(memory)?;
+                widen(bytes.as_chunks().0, &mut floats);
+                Tensor::f32(shape, floats)
+            }
+            None => Tensor::f32(shape, decode(bytes, f32::from_le_bytes).map_err(memory)?),
+        },
     };
     tensor.map_err(|source| SafetensorsError::Tensor {
         path: path.to_owned(),

@@ -173,7 +173,12 @@ fn tensor(name: &str, dtype: DType, rank: usize, shape_at: usize, display: &str)
 
 /// A parameter that its own stage packs, and no later one reads.
 fn param(name: &str, stage: Stage, rank: usize, shape_at: usize, display: &str) -> ParamSpec {
-    ParamSpec { tensor: tensor(name, DType::F32, rank, shape_at, display), stage, last_read: stage }
+    ParamSpec {
+        tensor: tensor(name, DType::F32, rank, shape_at, display),
+        stage,
+        last_read: stage,
+        only_packed: false,
+    }
 }
 
 fn symbol(name: &str, bound_by: Binder, stage: Stage) -> SymbolSpec {

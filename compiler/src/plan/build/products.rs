@@ -5,7 +5,7 @@ use crate::plan::BufferId;
 use crate::plan::fuse::{LoopBuilder, collapse_to_rows};
 use crate::plan::kernel::{Dot, Kernel, Linear, MatrixLayout, Pack, Packing, Row, RowNorm, RowOp};
 use engraft_ir::ops::{self, EpsilonAt};
-use engraft_ir::{Dim, NodeId, Op, Shape, Stage};
+use engraft_ir::{DType, Dim, NodeId, Op, Shape, Stage};
 
 /// The parts of a linear layer, whatever op it came from.
 struct LinearParts {
@@ -48,6 +48,30 @@ impl Planner<'_> {
     fn packed_weight(&mut self, id: NodeId, packing: Packing, scale: f64) -> BufferId {
         let stage = self.stage(self.matrix(id).0);
         self.packed_weight_at(stage, id, packing, scale)
+    }
+
+    /// The panels of a weight, as layers have them.
+    pub(super) fn panels(&mut self, id: NodeId) -> BufferId {
+        self.packed_weight(id, Packing::Panels, 1.0)
+    }
+
+    /// Whether a table that is looked up at `stage` is there as the panels of a layer that is tied to it, and nothing else
+    /// needs it in another form after it is loaded. Then it isn't kept a second time.
+    pub(super) fn is_kept_as_panels(&self, table: NodeId, stage: Stage) -> bool {
+        let node = self.graph.node(table);
+        let is_param =
+            matches!(node.op(), Op::Param(_)) && node.ty().dtype == DType::F32 && node.ty().rank() == 2;
+        let is_output = self.graph.outputs().iter().any(|output| output.node == table);
+        let users = self.graph.users(table);
+        let is_layer = |&(user, slot): &(NodeId, usize)| is_layer_of(self.graph.node(user).op(), slot);
+        let is_gather = |&(user, slot): &(NodeId, usize)| {
+            matches!(self.graph.node(user).op(), Op::Gather(_)) && slot == ops::Gather::TABLE
+        };
+        is_param
+            && !is_output
+            && self.stage(table) < stage
+            && users.iter().any(is_layer)
+            && users.iter().all(|user| is_layer(user) || is_gather(user))
     }
 
     fn packed_weight_at(&mut self, stage: Stage, id: NodeId, packing: Packing, scale: f64) -> BufferId {
@@ -126,7 +150,7 @@ impl Planner<'_> {
             kernel.rows = dims[1..dims.len() - 1].iter().fold(Dim::fixed(1), |rows, dim| rows * dim);
             kernel.adaptable = Some(module.as_str().into());
         }
-        let mut reads = vec![self.value(parts.x), self.packed_weight(parts.weight, Packing::Panels, 1.0)];
+        let mut reads = vec![self.value(parts.x), self.panels(parts.weight)];
         if let Some((a, b, scale)) = parts.low_rank {
             let rank = self.shape(a)[0].clone();
             reads.push(self.hidden(at, id, parts.x, a));
@@ -221,13 +245,7 @@ impl Planner<'_> {
         let kernel = RowNorm { out, k, rank: self.shape(a)[0].clone() };
         // The panels of a layer serve its norm, too. Where there is no such layer, because the weight that it reads is
         // another, they are scratch: kept from the base's stage on they would be a second copy of W.
-        let is_layer = |&(user, slot): &(NodeId, usize)| {
-            slot == 1
-                && matches!(
-                    self.graph.node(user).op(),
-                    Op::Dense(_) | Op::Adaptable(_) | Op::Lora(_) | Op::Dora(_) | Op::OutputDora(_)
-                )
-        };
+        let is_layer = |&(user, slot): &(NodeId, usize)| is_layer_of(self.graph.node(user).op(), slot);
         let has_layer = self.graph.users(weight).iter().any(is_layer);
         let panels_stage = if has_layer { self.stage(self.matrix(weight).0) } else { self.stage(id) };
         let reads = vec![
@@ -266,6 +284,13 @@ impl Planner<'_> {
         self.step(at, Kernel::Linear(kernel), reads, write);
         write
     }
+}
+
+/// Whether an op is a layer whose weight is its operand in this slot.
+fn is_layer_of(op: &Op, slot: usize) -> bool {
+    let is_layer =
+        matches!(op, Op::Dense(_) | Op::Adaptable(_) | Op::Lora(_) | Op::Dora(_) | Op::OutputDora(_));
+    is_layer && slot == 1
 }
 
 fn plain_linear(batch: Dim, rows: Dim, k: Dim, out: Dim) -> Linear {

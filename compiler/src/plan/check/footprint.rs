@@ -255,7 +255,11 @@ impl Extents<'_> {
                     Ok::<_, DimError>(Footprint::whole(self.product(dims)?.saturating_mul(element)))
                 };
                 // Any row of the table may be asked for.
-                let table = bytes(&[&gather.rows, &gather.width], element)?;
+                let table = if gather.from_panels {
+                    self.packed(Packing::Panels, &Dim::fixed(1), &gather.rows, &gather.width)?
+                } else {
+                    bytes(&[&gather.rows, &gather.width], element)?
+                };
                 let ids = bytes(&[&gather.count], gather.ids.bytes() as u64)?;
                 let write = bytes(&[&gather.count, &gather.width], element)?;
                 Ok(Footprints { reads: vec![table, ids], write })
