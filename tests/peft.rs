@@ -5,6 +5,7 @@
 mod common;
 
 use common::{base, case, file, reals};
+use engraft::Merging;
 use engraft::import::peft::{BiasMode, PeftAdapter, attach};
 use engraft::prelude::*;
 use engraft::runtime::{self, Context, Weights};
@@ -33,9 +34,9 @@ fn check(graph: &Graph, options: Options, weights: &Weights, io: &Weights, expec
 
 /// Every way to compile.
 const WAYS: [Options; 3] = [
-    Options { optimize: true, merge: false, profile: false },
-    Options { optimize: false, merge: false, profile: true },
-    Options { optimize: true, merge: true, profile: false },
+    Options { optimize: true, merge: Merging::NEVER, profile: false },
+    Options { optimize: false, merge: Merging::NEVER, profile: true },
+    Options { optimize: true, merge: Merging::ALWAYS, profile: false },
 ];
 
 /// The base's weights with these in their place.

@@ -3,7 +3,8 @@
 //!
 //! A block with one adapter is finished while its sums are in registers. Otherwise the rows share tiles for `x Wᵀ`, and then
 //! each piece's sums are taken up again where they rest in y: W's panel passes once, and what is read from memory meanwhile
-//! hides behind its arithmetic. It is the same sum in the same order, so a row's bits do not depend on its neighbours.
+//! hides behind its arithmetic. It is the same sum in the same order, so a row's bits do not depend on its neighbours. A piece
+//! whose adapter is merged is a product with a weight of its own, and shares nothing.
 
 use super::{BLOCK_ROWS, DOT_ROWS, Product, context};
 use crate::abi::Frame;
@@ -121,8 +122,9 @@ unsafe fn outputs(frame: *const Frame, product: &Product<'_>, adapters: Adapters
             } else {
                 weight_alone(&block, row.first, pieces(), panel, context.kernels);
                 for piece in pieces() {
+                    let resume = piece.form.is_none_or(|form| form.weight.is_none());
                     let piece = adapted(&block, row.first, &piece, panel);
-                    (context.kernels.product)(&Block { resume: true, ..piece });
+                    (context.kernels.product)(&Block { resume, ..piece });
                 }
             }
             product.epilogue(frame, row, block.rows, panel);
@@ -130,7 +132,8 @@ unsafe fn outputs(frame: *const Frame, product: &Product<'_>, adapters: Adapters
     });
 }
 
-/// `x Wᵀ` for all rows of a block, while what their adapters read next is fetched.
+/// `x Wᵀ` for the rows of a block that read W, at once but for those whose adapters are merged, while what their adapters read
+/// next is fetched.
 ///
 /// # Safety
 /// As for [`outputs`]; the pieces are those of the block.
@@ -142,16 +145,46 @@ unsafe fn weight_alone<'a>(
     kernels: &Kernels,
 ) {
     let mut ahead = [Fetch { from: std::ptr::null(), floats: 0 }; BLOCK_ROWS];
+    let none = std::ptr::null();
+    let product = |begin: usize, end: usize, ahead: &[Fetch]| {
+        if begin < end {
+            // SAFETY: the rows are the caller's, and there is something to fetch for each of them, or nothing.
+            unsafe {
+                let (rows, ahead) = (part(block, begin, end), ahead[begin..].as_ptr());
+                (kernels.product)(&Block {
+                    rank: 0,
+                    h: none,
+                    b: none,
+                    gain: none,
+                    bias: none,
+                    ahead,
+                    ..rows
+                });
+            }
+        }
+    };
+    let mut begin = 0;
     for piece in pieces {
-        if let Some(form) = piece.form {
+        let Some(form) = piece.form else { continue };
+        if form.weight.is_some() {
+            product(begin, piece.first - first, &ahead);
+            begin = piece.end - first;
+        } else {
             let b = form.b.floats().cast_const().wrapping_add(panel.first * form.rank);
             ahead[piece.first - first] = Fetch { from: b, floats: form.rank * block.width };
         }
     }
-    let none = std::ptr::null();
-    let (ahead, gain, bias) = (ahead.as_ptr(), none, none);
-    // SAFETY: the block is the caller's, and there is something to fetch for each of its rows, or nothing.
-    unsafe { (kernels.product)(&Block { rank: 0, h: none, b: none, gain, bias, ahead, ..*block }) };
+    product(begin, block.rows, &ahead);
+}
+
+/// Rows `first..end` of a block.
+///
+/// # Safety
+/// They are the block's.
+unsafe fn part(block: &Block, first: usize, end: usize) -> Block {
+    // SAFETY: the caller's rows.
+    let (x, y) = unsafe { (block.x.add(first * block.k), block.y.add(first * block.y_stride)) };
+    Block { rows: end - first, x, y, ..*block }
 }
 
 /// A piece's rows of a block, whose first row is `first`, with what its adapter does to them.
@@ -159,17 +192,17 @@ unsafe fn weight_alone<'a>(
 /// # Safety
 /// They are rows of the block, and `panel` is the block's.
 unsafe fn adapted(block: &Block, first: usize, piece: &Piece<'_>, panel: Panel) -> Block {
-    let skipped = piece.first - first;
     // SAFETY: the caller's rows.
-    let (x, y) = unsafe { (block.x.add(skipped * block.k), block.y.add(skipped * block.y_stride)) };
-    let rows = Block { rows: piece.end - piece.first, x, y, ..*block };
+    let rows = unsafe { part(block, piece.first - first, piece.end - first) };
     let Some(form) = piece.form else { return rows };
     let vector = |buffer: &Option<Buffer>| {
         let column = |buffer: &Buffer| buffer.floats().cast_const().wrapping_add(panel.first);
         buffer.as_ref().map_or(std::ptr::null(), column)
     };
+    let merged = form.weight.as_ref().map(|weight| weight.floats().cast_const());
     Block {
         rank: form.rank,
+        w: merged.map_or(rows.w, |weight| weight.wrapping_add(panel.first * block.k)),
         h: piece.hidden,
         b: form.b.floats().cast_const().wrapping_add(panel.first * form.rank),
         gain: vector(&form.gain),
