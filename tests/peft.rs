@@ -19,8 +19,8 @@ const RTOL: f64 = 1e-4;
 
 /// Compiles the graph and requires that it computes `expected` as `y`.
 #[track_caller]
-fn check(graph: &Graph, options: Options, weights: &Weights, io: &Weights, expected: &str) {
-    let program = compile(graph, &options).unwrap().program;
+fn check(graph: &Graph, options: &Options, weights: &Weights, io: &Weights, expected: &str) {
+    let program = compile(graph, options).unwrap().program;
     let context = Context::new(runtime::Options::default()).unwrap();
     let model = program.load_base(weights, context).unwrap().load_adapter(weights).unwrap();
     let inputs = graph.inputs();
@@ -53,8 +53,8 @@ fn check_case(name: &str, base_weights: &Weights, adapter: &PeftAdapter) {
     let all = with(base_weights.clone(), &attached.weights);
     // PEFT switches an adapter off without restoring the biases that it replaced.
     let without = if adapter.config().bias == BiasMode::None { base_weights } else { &all };
-    check(&graph, Options::default(), without, &io, "y_base");
-    for way in WAYS {
+    check(&graph, &Options::default(), without, &io, "y_base");
+    for way in &WAYS {
         check(&attached.graph, way, &all, &io, "y");
     }
 }

@@ -85,7 +85,7 @@ struct Points<'a> {
     layer: &'a Layer,
     rank: usize,
     batches: &'static [usize],
-    /// Factored and merged.
+    /// The same factored and merged.
     adapters: [Vec<Arc<Adapter>>; 2],
     loads: [f64; 2],
 }
@@ -94,7 +94,7 @@ impl<'a> Points<'a> {
     fn new(layer: &'a Layer, rank: usize, whole: bool) -> Self {
         let batches = if whole { &BATCHES[..] } else { &BATCHES[..2] };
         let most = batches[batches.len() - 1];
-        let merged = (BYTES / (4 * layer.inputs * layer.outputs)).clamp(4, most);
+        let count = (BYTES / (4 * layer.inputs * layer.outputs)).clamp(4, most);
         let loads = [false, true].map(|merge| {
             let weights = layer.weights(rank, 1, merge).next().unwrap();
             let mut times = Times::default();
@@ -105,7 +105,7 @@ impl<'a> Points<'a> {
             }
             times.quantile(0.5) * 1e-3
         });
-        let adapters = [layer.adapters(rank, most, false), layer.adapters(rank, merged, true)];
+        let adapters = [false, true].map(|merge| layer.adapters(rank, count, merge));
         Self { layer, rank, batches, adapters, loads }
     }
 
@@ -123,7 +123,7 @@ impl<'a> Points<'a> {
                 let row = |row: usize| Some(Arc::clone(&of[row * adapters / batch % of.len()]));
                 Contender::new(&self.layer.adaptable, Rows::new((0..batch).map(row).collect()))
             });
-            self.compare(&mut contenders, &x, (batch, adapters));
+            self.compare(&mut contenders, &x);
             let rounds = if whole { ROUNDS } else { [1, 1] };
             let calls = medians(&mut contenders, &x, budget, rounds);
             let workload = Workload { rows: batch as u64, adapters: adapters as u64, ..Workload::default() };
@@ -141,20 +141,12 @@ impl<'a> Points<'a> {
         merge_cost::Layer { out: outputs as u64, k: inputs as u64, rank: self.rank as u64, copies: 1 }
     }
 
-    /// Both ways compute the same, in rows that have the same adapters.
-    fn compare(
-        &self,
-        contenders: &mut [Contender; 2],
-        x: &engraft::runtime::Tensor,
-        (batch, adapters): (usize, usize),
-    ) {
-        let outputs = self.layer.outputs;
-        let rows = (0..batch).filter(|row| row * adapters / batch < self.adapters[1].len()).count();
-        let [factored, merged] = contenders;
-        let merged = merged.call(x)[..rows * outputs].to_vec();
-        let worst = factored.call(x).iter().zip(&merged).map(|(factored, merged)| {
-            f64::from((factored - merged).abs())
-                / (1e-5 * f64::from(factored.abs()).max(1.0) + 1e-4 * f64::from(factored.abs()))
+    /// Both ways compute the same.
+    fn compare(&self, [factored, merged]: &mut [Contender; 2], x: &engraft::runtime::Tensor) {
+        let merged = merged.call(x).to_vec();
+        let worst = factored.call(x).iter().zip(&merged).map(|(&factored, &merged)| {
+            let [factored, merged] = [factored, merged].map(f64::from);
+            (factored - merged).abs() / (1e-5 * factored.abs().max(1.0) + 1e-4 * factored.abs())
         });
         let worst = worst.fold(0.0, f64::max);
         assert!(worst <= 1.0, "merged and factored are {worst} tolerances apart");

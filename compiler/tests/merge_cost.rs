@@ -23,10 +23,11 @@ fn machine() -> Rates {
     Rates {
         panel: 48,
         block: 128,
+        block_inputs: 1024,
         tile: (1..=8).map(|rows| f64::from(rows) * 1e-9).collect(),
         dot: 1e-12,
         merge: 1e-12,
-        memory: vec![Level { bytes: 1 << 20, read: 192e9, fresh: 1e9 }],
+        memory: vec![Level { bytes: 1 << 20, read: 192e9, apart: [2e-9, 9e-9], fresh: 1e9 }],
     }
 }
 
@@ -49,9 +50,13 @@ fn times_are_what_one_works_out_by_hand() {
     assert_eq!(one.bytes, 38_400);
 
     let four = Estimate::new(LAYER, Workload { adapters: 4, ..workload }, &machine());
-    // Four tiles of two rows take as long as one of eight; four A are read, and the sums of x Wᵀ rest in y in between.
-    close(four.merged, one.merged);
-    close(four.factored, one.merged + 4.0 * 1600.0 / 192e9 + 64e-9 + 8.0 * 8.0 * 96.0 / 192e9);
+    // Four tiles of two rows, each of panels that nothing has fetched: between 2 and 9 ns. Four A are read, and B, and the sums
+    // of x Wᵀ rest in y in between.
+    close(four.merged, 4.0 * 2.0 * 100.0 * 3e-9);
+    close(four.factored, one.merged + 4.0 * (1600.0 + 1536.0) / 192e9 + 64e-9 + 8.0 * 8.0 * 96.0 / 192e9);
+    // Two tiles of eight rows: only the first of them.
+    let high = Estimate::new(LAYER, Workload { rows: 32, adapters: 2, ..workload }, &machine());
+    close(high.merged, 2.0 * 2.0 * 100.0 * (9e-9 + 8e-9));
     // A row of each adapter cannot be more than there are rows.
     assert_eq!(Estimate::new(LAYER, Workload { adapters: 9, ..workload }, &machine()).workload.adapters, 8);
 }
@@ -59,7 +64,7 @@ fn times_are_what_one_works_out_by_hand() {
 /// From memory ten times slower, a weight for each adapter takes longer than the arithmetic.
 #[test]
 fn weights_that_no_cache_holds_are_better_shared() {
-    let far = Level { bytes: 1 << 22, read: 19.2e9, fresh: 1e9 };
+    let far = Level { bytes: 1 << 22, read: 19.2e9, apart: [11e-9, 18e-9], fresh: 1e9 };
     let rates = Rates { memory: vec![machine().memory[0], far], ..machine() };
     let layer = Layer { out: 4800, k: 4800, ..LAYER };
     let saved = |adapters| {
@@ -99,7 +104,12 @@ fn cases() -> impl Strategy<Value = (Layer, Workload, Rates)> {
         let (out, k, rank, copies) = layer;
         let (rows, adapters, calls_per_swap, beside) = workload;
         let (tile, dot, merge, read, fresh) = rates;
-        let level = |bytes: u64, slower: f64| Level { bytes, read: read / slower, fresh: fresh / slower };
+        let level = |bytes: u64, slower: f64| Level {
+            bytes,
+            read: read / slower,
+            apart: [200.0 * slower / read, tile * 8.0 + 200.0 * slower / read],
+            fresh: fresh / slower,
+        };
         let rates = Rates {
             tile: (1..=8).map(|rows| tile * f64::from(rows.max(3))).collect(),
             dot,
@@ -136,7 +146,12 @@ proptest! {
             memory: rates
                 .memory
                 .iter()
-                .map(|level| Level { read: level.read / 2.0, fresh: level.fresh / 2.0, ..*level })
+                .map(|level| Level {
+                    read: level.read / 2.0,
+                    fresh: level.fresh / 2.0,
+                    apart: level.apart.map(|seconds| 2.0 * seconds),
+                    ..*level
+                })
                 .collect(),
             ..rates
         };

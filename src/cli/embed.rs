@@ -43,7 +43,7 @@ impl Embed {
     pub fn run(&self, output: &mut Output) -> Result<(), CliError> {
         let texts = self.texts()?;
         let texts: Vec<&str> = texts.lines().collect();
-        let ready = self.model.ready(CompileOptions::default(), ROWS)?;
+        let ready = self.model.ready(&CompileOptions::default(), ROWS)?;
         let rows = ready.rows("texts", texts.len())?;
         let progress = progress::bar(texts.len());
         let mut embedder = ready.model.embedder()?;

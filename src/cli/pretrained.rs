@@ -34,7 +34,7 @@ impl PretrainedArgs {
     /// # Errors
     /// A file cannot be read or is not supported, an adapter does not fit, or the model cannot be compiled; the error names
     /// the file.
-    pub fn ready(&self, options: CompileOptions, call_rows: u64) -> Result<Ready, CliError> {
+    pub fn ready(&self, options: &CompileOptions, call_rows: u64) -> Result<Ready, CliError> {
         let model = Pretrained::open(&self.model)?;
         let (model, rows) = match self.adapter.read()? {
             Adapters::None => (model, None),
@@ -43,7 +43,7 @@ impl PretrainedArgs {
         };
         let adapters = rows.as_ref().map_or(1, AdapterRows::distinct);
         let merge = self.merge.merging(&Calls { rows: call_rows, adapters, dims: Bindings::new() })?;
-        let options = CompileOptions { merge, bank: rows.is_some(), ..options };
+        let options = CompileOptions { merge, bank: rows.is_some(), ..*options };
         let model = model.compile(options)?;
         if let Some(rows) = &rows {
             let bank = model.bank()?;

@@ -140,18 +140,58 @@ impl Model<'_> {
         let (a, b) = (4.0 * (rank * k) as f64, 4.0 * (rank * out) as f64);
         let read = self.read(self.weight() as f64 + count * (a + b) + self.passing(beside));
         let hidden = (rows * (k * rank) as f64 * self.rates.dot).max(count * a / read);
-        // Rows of several adapters leave their sums in y and take them up again.
-        let resumed = if adapters > 1 { 8.0 * rows * out as f64 / self.nearest() } else { 0.0 };
+        // Rows of several adapters leave their sums in y and take them up again, each with a B that it begins by reading.
+        let resumed = match adapters {
+            1 => 0.0,
+            _ => 8.0 * rows * out as f64 / self.nearest() + count * b / read,
+        };
+        let read_b = if adapters > 1 { f64::INFINITY } else { read };
         self.product(self.rows, k, read)
             + hidden
             + resumed
-            + self.pieces(adapters, |rows| self.product(rows, rank, read))
+            + self.pieces(adapters, |rows| self.product(rows, rank, read_b))
     }
 
-    /// A product for each adapter's rows, with a weight of its own.
+    /// A product for each adapter's rows, with a weight of its own. They are taken panel by panel, so that where there are
+    /// several, the first tile of a panel's block finds what nothing has fetched.
     fn merged(&self, adapters: u64, beside: u64) -> f64 {
-        let read = self.read(adapters as f64 * self.weight() as f64 + self.passing(beside));
-        self.pieces(adapters, |rows| self.product(rows, self.layer.k, read))
+        let Layer { out, k, .. } = self.layer;
+        let working_set = adapters as f64 * self.weight() as f64 + self.passing(beside);
+        let read = self.read(working_set);
+        self.pieces(adapters, |rows| {
+            let together = self.product(rows, k, read);
+            if adapters == 1 || rows == 0 {
+                return together;
+            }
+            let block = self.rates.block.max(1);
+            let tiles = rows.min(block).div_ceil(self.highest());
+            let height = rows.min(block).div_ceil(tiles);
+            // One tile takes the panel by itself; of several, the others read what it has read, and fetch what is next.
+            let inputs = if tiles == 1 { k } else { k.min(self.rates.block_inputs) };
+            let usual = self.tile(height).max(self.panel_row() / read);
+            let later = (self.apart(height, working_set) - usual).max(0.0);
+            let visits = out as f64 / self.rates.panel as f64 * rows.div_ceil(block) as f64;
+            together + visits * inputs as f64 * later
+        })
+    }
+
+    /// Seconds of a tile for each input of a panel that nothing has fetched.
+    fn apart(&self, height: u64, working_set: f64) -> f64 {
+        let part = height.saturating_sub(1) as f64 / (self.highest() - 1).max(1) as f64;
+        let seconds = |tile: usize| self.rate(working_set, |level| level.apart[tile].recip()).recip();
+        let (lowest, highest) = (seconds(0), seconds(1));
+        lowest + part * (highest - lowest)
+    }
+
+    /// Rows of the highest tile.
+    fn highest(&self) -> u64 {
+        self.rates.tile.len().max(1) as u64
+    }
+
+    /// Seconds of a tile for each input of a panel that lies in the second-level cache at best.
+    fn tile(&self, height: u64) -> f64 {
+        let arithmetic = self.rates.tile.get((height as usize).saturating_sub(1)).copied().unwrap_or(0.0);
+        arithmetic.max(self.panel_row() / self.nearest())
     }
 
     /// `W + s B A` for each element, in memory that is taken for it: W is read, and W' written, where neither is near.
@@ -184,14 +224,10 @@ impl Model<'_> {
     /// Seconds of a block of rows for each input of a panel: in as few tiles as can hold them, all about as high, which
     /// read the panel from the second-level cache at best.
     fn tiles(&self, rows: u64) -> f64 {
-        let heights = &self.rates.tile;
-        let tiles = rows.div_ceil(heights.len().max(1) as u64).max(1);
+        let tiles = rows.div_ceil(self.highest()).max(1);
         let (height, more) = (rows / tiles, rows % tiles);
-        let arithmetic =
-            |height: u64| heights.get((height as usize).saturating_sub(1)).copied().unwrap_or(0.0);
-        let tile = |height: u64| arithmetic(height).max(self.panel_row() / self.nearest());
-        let higher = if more > 0 { more as f64 * tile(height + 1) } else { 0.0 };
-        higher + (tiles - more) as f64 * tile(height)
+        let higher = if more > 0 { more as f64 * self.tile(height + 1) } else { 0.0 };
+        higher + (tiles - more) as f64 * self.tile(height)
     }
 
     /// Bytes of a panel for each input.

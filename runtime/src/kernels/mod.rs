@@ -39,7 +39,7 @@ pub(crate) use dot::DotBlock;
 pub(crate) use merge::MergeBlock;
 pub(crate) use norm::NormBlock;
 pub(crate) use stream::STREAM_STEP;
-pub(crate) use tile::{Block, Fetch};
+pub(crate) use tile::{Block, Fetch, K_BLOCK};
 
 /// Sixteen floats side by side, in whatever registers an instruction set has for them.
 ///

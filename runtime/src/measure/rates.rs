@@ -8,12 +8,16 @@ use std::time::Duration;
 use super::{Floats, TURN, Tile, fastest_of};
 use crate::context::Context;
 use crate::entry::BLOCK_ROWS;
-use crate::kernels::{Block, DotBlock, MergeBlock};
+use crate::kernels::{Block, DotBlock, K_BLOCK, MergeBlock};
 use crate::memory::Buffer;
 use crate::panels::{LANE, PANEL, row_stride};
 
 /// Working sets at which reading is measured: from what a second-level cache has room for to what none has.
 const WORKING_SETS: [usize; 6] = [512 << 10, 2 << 20, 8 << 20, 16 << 20, 32 << 20, 96 << 20];
+/// Bytes of a panel for each input.
+const PANEL_ROW: f64 = (PANEL * size_of::<f32>()) as f64;
+/// Panels that lie between one and the next where they are apart.
+const APART: usize = 5;
 /// Inputs of the products that are measured.
 const K: usize = 768;
 /// Rows of A.
@@ -30,6 +34,8 @@ pub struct Rates {
     pub panel: u64,
     /// Rows of a block, for which a weight is read once.
     pub block: u64,
+    /// Inputs of a block, which stay near while its rows pass over them.
+    pub block_inputs: u64,
     /// Seconds that a tile of 1, 2, ... rows and a full panel takes for each input, with all it reads in the first-level
     /// cache. The last is the highest that there is.
     pub tile: Vec<f64>,
@@ -48,6 +54,9 @@ pub struct Level {
     pub bytes: u64,
     /// Bytes per second at which a product of one row reads its weight.
     pub read: f64,
+    /// Seconds that a tile of one row takes for each input of a full panel, and the highest tile, if no panel lies beside the
+    /// one before: nothing has fetched it.
+    pub apart: [f64; 2],
     /// Bytes per second at which as much memory is taken from the system, written, and given back.
     pub fresh: f64,
 }
@@ -67,12 +76,14 @@ impl Rates {
         let weight = Floats::new(largest / size_of::<f32>());
         let level = |bytes: usize| Level {
             bytes: bytes as u64,
-            read: read(context, &weight, bytes),
+            read: PANEL_ROW / read(context, &weight, bytes, 1, 1),
+            apart: [1, context.kernels.tile_rows].map(|rows| read(context, &weight, bytes, rows, APART)),
             fresh: bytes as f64 / repeated(|| drop(black_box(Buffer::zeroed(bytes)))),
         };
         Rates {
             panel: PANEL as u64,
             block: BLOCK_ROWS as u64,
+            block_inputs: K_BLOCK as u64,
             tile: (1..=context.kernels.tile_rows).map(tile).collect(),
             dot: dot(context),
             merge: merge(context),
@@ -81,15 +92,17 @@ impl Rates {
     }
 }
 
-/// Bytes per second at which a row's product reads panels of so many bytes together.
-fn read(context: &Context, weight: &Floats, bytes: usize) -> f64 {
+/// Seconds for each input of a panel that a product of few rows takes that reads panels of so many bytes together, each so
+/// many further than the one before.
+fn read(context: &Context, weight: &Floats, bytes: usize, rows: usize, stride: usize) -> f64 {
     let panels = bytes / (K * PANEL * size_of::<f32>());
-    let (x, mut y) = (Floats::new(K), Floats::new(PANEL));
+    let (x, mut y) = (Floats::new(rows * K), Floats::new(rows * PANEL));
+    let order = (0..stride).flat_map(|first| (first..panels).step_by(stride));
     let seconds = repeated(|| {
-        for panel in 0..panels {
+        for panel in order.clone() {
             let none = std::ptr::null();
             let block = Block {
-                rows: 1,
+                rows,
                 k: K,
                 rank: 0,
                 width: PANEL,
@@ -106,12 +119,12 @@ fn read(context: &Context, weight: &Floats, bytes: usize) -> f64 {
                 y: y.as_mut_slice().as_mut_ptr(),
                 y_stride: PANEL,
             };
-            // SAFETY: x is `[1, K]`, y `[1, PANEL]`, and w a panel `[K, PANEL]` of those that the weight has room for; there
+            // SAFETY: x is `[rows, K]`, y `[rows, PANEL]`, and w a panel `[K, PANEL]` of those that the weight has room for; there
             // is nothing else; the kernels of a context are ones that this CPU can run.
             unsafe { (context.kernels.product)(black_box(&block)) };
         }
     });
-    (panels * K * PANEL * size_of::<f32>()) as f64 / seconds
+    seconds / (panels * K) as f64
 }
 
 /// Seconds for each row, input and output of a product with few outputs.
@@ -175,7 +188,8 @@ mod tests {
         let rates = Rates::measure(&context);
         assert_eq!(rates.tile.len(), context.kernels.tile_rows);
         assert_eq!(rates.memory.iter().map(|level| level.bytes as usize).collect::<Vec<_>>(), WORKING_SETS);
-        let memory = rates.memory.iter().flat_map(|level| [level.read, level.fresh]);
+        let memory =
+            rates.memory.iter().flat_map(|level| [level.read, level.fresh, level.apart[0], level.apart[1]]);
         let all = rates.tile.iter().copied().chain([rates.dot, rates.merge]).chain(memory);
         assert!(all.into_iter().all(|rate| rate.is_finite() && rate > 0.0), "{rates:?}");
     }
