@@ -123,7 +123,7 @@ impl<'a> Points<'a> {
                 let row = |row: usize| Some(Arc::clone(&of[row * adapters / batch % of.len()]));
                 Contender::new(&self.layer.adaptable, Rows::new((0..batch).map(row).collect()))
             });
-            self.compare(&mut contenders, &x);
+            compare(&mut contenders, &x);
             let rounds = if whole { ROUNDS } else { [1, 1] };
             let calls = medians(&mut contenders, &x, budget, rounds);
             let workload = Workload { rows: batch as u64, adapters: adapters as u64, ..Workload::default() };
@@ -140,17 +140,17 @@ impl<'a> Points<'a> {
         let Layer { inputs, outputs, .. } = *self.layer;
         merge_cost::Layer { out: outputs as u64, k: inputs as u64, rank: self.rank as u64, copies: 1 }
     }
+}
 
-    /// Both ways compute the same.
-    fn compare(&self, [factored, merged]: &mut [Contender; 2], x: &engraft::runtime::Tensor) {
-        let merged = merged.call(x).to_vec();
-        let worst = factored.call(x).iter().zip(&merged).map(|(&factored, &merged)| {
-            let [factored, merged] = [factored, merged].map(f64::from);
-            (factored - merged).abs() / (1e-5 * factored.abs().max(1.0) + 1e-4 * factored.abs())
-        });
-        let worst = worst.fold(0.0, f64::max);
-        assert!(worst <= 1.0, "merged and factored are {worst} tolerances apart");
-    }
+/// Both ways compute the same.
+fn compare([factored, merged]: &mut [Contender; 2], x: &engraft::runtime::Tensor) {
+    let merged = merged.call(x).to_vec();
+    let worst = factored.call(x).iter().zip(&merged).map(|(&factored, &merged)| {
+        let [factored, merged] = [factored, merged].map(f64::from);
+        (factored - merged).abs() / (1e-5 * factored.abs().max(1.0) + 1e-4 * factored.abs())
+    });
+    let worst = worst.fold(0.0, f64::max);
+    assert!(worst <= 1.0, "merged and factored are {worst} tolerances apart");
 }
 
 impl Measured {

@@ -194,13 +194,13 @@ proptest! {
 /// LoRA, then DoRA, then DoRA of the output: 24 to 40 to 24 to 24, rank 4.
 fn layers() -> Graph {
     let graph = written(|g, x| {
-        let [w, a, b] = weights(g, "first", 40, 24, dims![4]);
+        let [w, a, b] = weights(g, "first", 40, 24, &dims![4]);
         let x = x.lora(w, a, b, None, 2.0).named("first").relu();
-        let [w, a, b] = weights(g, "second", 24, 40, dims![4]);
+        let [w, a, b] = weights(g, "second", 24, 40, &dims![4]);
         let m = g.param("second.m", F32, dims![24]).adapter();
         let direction = (w + Tensor::lora_delta(a, b, 0.5)).normalize(Axis::IN);
         let x = x.dense(direction.magnitude(m, Axis::OUT), None).named("second");
-        let [w, a, b] = weights(g, "third", 24, 24, dims![4]);
+        let [w, a, b] = weights(g, "third", 24, 24, &dims![4]);
         let m = g.param("third.m", F32, dims![24]).adapter();
         let c = x.lora(w, a, b, None, 2.0);
         c.normalize_with(-1, 1e-8, engraft_ir::ops::EpsilonAt::Inside).magnitude(m, -1).named("third")
@@ -216,7 +216,7 @@ fn written(body: impl for<'g> Fn(&'g GraphBuilder, Tensor<'g>) -> Tensor<'g>) ->
 }
 
 /// W, A and B, the rank as a shape of one dim.
-fn weights<'g>(g: &'g GraphBuilder, name: &str, out: u64, k: u64, rank: Shape) -> [Tensor<'g>; 3] {
+fn weights<'g>(g: &'g GraphBuilder, name: &str, out: u64, k: u64, rank: &Shape) -> [Tensor<'g>; 3] {
     let rank = &rank[0];
     [
         g.param(&format!("{name}.w"), F32, dims![out, k]),
@@ -313,7 +313,7 @@ fn what_is_asked_for_and_cannot_be_is_an_error_and_otherwise_stays_with_the_reas
 
     // A rank that an adapter's tensors bind may be merged, but nothing says whether it pays.
     let open = written(|g, x| {
-        let [w, a, b] = weights(g, "fc", 40, 24, dims!["r"]);
+        let [w, a, b] = weights(g, "fc", 40, 24, &dims!["r"]);
         x.lora(w, a, b, None, 2.0).named("fc")
     });
     let decision = ask(&open, Merging::by_cost(stays(None))).unwrap().trace;
@@ -325,7 +325,7 @@ fn what_is_asked_for_and_cannot_be_is_an_error_and_otherwise_stays_with_the_reas
     assert_eq!(merged.trace.decisions().map(ToString::to_string).collect::<Vec<_>>(), ["fc: merged as told"]);
 
     let live = written(|g, x| {
-        let [w, a, b] = weights(g, "fc", 40, 24, dims![4]);
+        let [w, a, b] = weights(g, "fc", 40, 24, &dims![4]);
         x.lora(w, a.live(), b, None, 2.0).named("fc")
     });
     let reason = MergeError::Live { node: "fc".to_owned(), operand: "a", name: "fc.a".to_owned() };
