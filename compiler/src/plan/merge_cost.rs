@@ -289,6 +289,7 @@ impl fmt::Display for Estimate {
             Bytes(*bytes)
         )?;
         match self.break_even() {
+            Some(calls) if calls <= 1.0 => f.write_str("merging pays from 1 call a swap"),
             Some(calls) => write!(f, "merging pays from {:.0} calls a swap", calls.ceil()),
             None => f.write_str("merging never pays"),
         }
