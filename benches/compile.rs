@@ -5,6 +5,7 @@ mod common;
 
 use common::{Factors, LAYERS, context, dora, values};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use engraft::Merging;
 use engraft::prelude::*;
 use std::hint::black_box;
 use std::time::Duration;
@@ -19,7 +20,7 @@ fn compile_and_load(criterion: &mut Criterion) {
         ("live", Factors::Live, false),
     ] {
         let graph = dora(sizes, factors);
-        let options = Options { merge, ..Options::default() };
+        let options = Options { merge: Merging::all(merge), ..Options::default() };
         group.bench_function(name, |bencher| bencher.iter(|| compile(black_box(&graph), &options).unwrap()));
     }
     group.finish();

@@ -42,13 +42,13 @@ pub use engraft_ir as ir;
 #[doc(inline)]
 pub use engraft_runtime as runtime;
 
-pub use engraft_compiler::{CompileError, Compiled, Options, compile};
+pub use engraft_compiler::{CompileError, Compiled, Merging, Options, compile};
 pub use engraft_ir::{Graph, GraphBuilder, dims};
 
 /// What writing and compiling a graph takes. Here [`Tensor`](prelude::Tensor) is a value in a graph being built; the
 /// one with numbers in it is [`runtime::Tensor`].
 pub mod prelude {
-    pub use engraft_compiler::{CompileError, Compiled, Options, compile};
+    pub use engraft_compiler::{CompileError, Compiled, Merging, Options, compile};
     pub use engraft_ir::DType::{self, F32, F64, I32, I64};
     pub use engraft_ir::{Axis, BuildErrors, Dim, Graph, GraphBuilder, Stage, Tensor, dims};
 }

@@ -85,14 +85,14 @@ pub fn at(level: Level, graph: &Graph, options: &Options) -> Result<String, Comp
         Level::Trace => optimize(graph, options)?.trace.to_string(),
         Level::Optimized => text::print(&optimize(graph, options)?.graph),
         Level::Plan => planned(&optimize(graph, options)?.graph, options)?.to_string(),
-        Level::Clif => code(graph, *options, |function| &function.clif)?,
-        Level::Asm => code(graph, *options, |function| &function.assembly)?,
+        Level::Clif => code(graph, options, |function| &function.clif)?,
+        Level::Asm => code(graph, options, |function| &function.assembly)?,
     })
 }
 
 /// The functions one after the other, each under its name.
-fn code(graph: &Graph, options: Options, text: fn(&Listing) -> &str) -> Result<String, CompileError> {
-    let functions = listings(&planned(&optimize(graph, &options)?.graph, &options)?)?;
+fn code(graph: &Graph, options: &Options, text: fn(&Listing) -> &str) -> Result<String, CompileError> {
+    let functions = listings(&planned(&optimize(graph, options)?.graph, options)?)?;
     let titled = |function: &Listing| format!("; {}\n{}", function.name, text(function));
     Ok(functions.iter().map(titled).collect::<Vec<_>>().join("\n"))
 }

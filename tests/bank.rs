@@ -5,6 +5,7 @@
 mod common;
 
 use common::{case, data, file, given, model_directory, reals};
+use engraft::Merging;
 use engraft::compiler::compilations;
 use engraft::import::peft::{AttachError, LoraConfig, PeftAdapter, adaptable, combine, updates};
 use engraft::import::safetensors::read_weights;
@@ -221,12 +222,17 @@ fn every_recorded_adapter_fits_a_bank() {
             weights => weights.unwrap(),
         };
         let (bank, model) = on_graph(&graph, &case(&name));
-        bank.load("it", &weights).unwrap();
         let io = file(&name, "io.safetensors");
         let x = io.get("x").unwrap();
-        let rows = bank.rows(&vec![Some("it"); x.shape()[0]]).unwrap();
-        let y = model.session().run_rows(&[("x", x)], &rows).unwrap().remove(0).1;
-        assert_close(&reals(&y), &reals(io.get("y").unwrap()), ATOL, RTOL);
+        for merge in [Merging::NEVER, Merging::ALWAYS] {
+            let mut weights = weights.clone();
+            merge.mark(&mut weights, None, 0, 0);
+            bank.load("it", &weights).unwrap();
+            let rows = bank.rows(&vec![Some("it"); x.shape()[0]]).unwrap();
+            let y = model.session().run_rows(&[("x", x)], &rows).unwrap().remove(0).1;
+            assert_close(&reals(&y), &reals(io.get("y").unwrap()), ATOL, RTOL);
+            bank.remove("it").unwrap();
+        }
         checked.push(name);
     }
     assert!(checked.len() >= 10, "{checked:?}");
@@ -249,7 +255,10 @@ fn several_adapters_follow_each_other_on_a_row() {
     for (name, _) in io.iter().filter(|(name, _)| !["x", "y_base", "y.cat"].contains(name)) {
         let parts: Vec<_> =
             name.split('.').skip(1).map(|part| updates(&graph, &adapter(part)).unwrap()).collect();
-        bank.load(name, &in_order(&parts).unwrap()).unwrap();
+        let mut joint = in_order(&parts).unwrap();
+        // Every other one merged.
+        Merging::all(names.len() % 2 == 0).mark(&mut joint, None, 0, 0);
+        bank.load(name, &joint).unwrap();
         names.push(Some(name));
     }
     assert_eq!(names.len(), 9);

@@ -195,7 +195,8 @@ fn run_computes_what_peft_recorded() {
     assert!(succeeds(&base).starts_with("y f32[6, 16]\n"));
     assert_y(&output, "y_base");
     let adapted = [&base[..], &["--adapter", adapter.to_str().unwrap()]].concat();
-    for more in [&[][..], &["--merge"], &["--json"]] {
+    let some = ["--merge-layer", "fc1.adapted=merged"];
+    for more in [&[][..], &["--merge"], &["--merge=auto", "--calls-per-swap", "1000"], &some, &["--json"]] {
         let text = succeeds(&[&adapted[..], more].concat());
         assert_y(&output, "y");
         if more == ["--json"] {
@@ -217,6 +218,7 @@ fn show_tells_the_roofline_of_a_plan() {
     let graph = engraft::ir::text::parse(&attached).unwrap();
     // What is measured stands apart from what is the same everywhere.
     let (level, roofline) = open.split_once("\nroofline one thread, measured now: ").unwrap();
+    let (roofline, _) = roofline.split_once("\n\nmerged or factored\n").unwrap();
     assert_eq!(level, snapshot::plan(&graph).unwrap());
     let steps = level.matches(" flops, reads ").count();
     let bounds: Vec<_> = roofline.lines().skip(1).collect();
@@ -226,6 +228,7 @@ fn show_tells_the_roofline_of_a_plan() {
 
     let closed = succeeds(&[&plan[..], &["--dim", "batch=6"]].concat());
     let (_, roofline) = closed.split_once("\nroofline").unwrap();
+    let (roofline, _) = roofline.split_once("\n\nmerged or factored\n").unwrap();
     assert_eq!(roofline.matches(" µs").count(), steps, "{roofline}");
 
     let dim = |dim| [&plan[..], &["--dim", dim]].concat();
@@ -233,6 +236,45 @@ fn show_tells_the_roofline_of_a_plan() {
     refuses(&["show", &text, "--dim", "batch=6"], &["--dim", "stage plan", "built"]);
     for wrong in ["batch", "batch=", "batch=-1", "batch=x"] {
         assert_eq!(engraft(&dim(wrong)).status.code(), Some(2), "{wrong}");
+    }
+}
+
+/// What is merged is told in a line for each adapted layer, with what it costs either way, and may be said of each.
+#[test]
+fn show_tells_what_is_merged_and_why() {
+    let place = Place::new();
+    let (text, adapter) = (place.path("mlp.txt"), case("dora"));
+    let plan = ["show", &text, "--stage", "plan", "--adapter", adapter.to_str().unwrap(), "--dim", "batch=6"];
+    let lines = |more: &[&str]| {
+        let text = succeeds(&[&plan[..], more].concat());
+        let (_, lines) = text.split_once("\n\nmerged or factored\n").unwrap();
+        lines.lines().map(|line| line.trim_start().to_owned()).collect::<Vec<_>>()
+    };
+    let told = lines(&[]);
+    assert!(told.iter().all(|line| line.contains(": factored as told")), "{told:?}");
+    for line in &told {
+        for part in [" µs a call; merged ", " a swap (6 rows, 1 adapter, rank ", " KiB more; merging "] {
+            assert!(line.contains(part), "{line}");
+        }
+    }
+    let (name, _) = told[0].split_once(':').unwrap();
+    assert_eq!(name, "fc1.adapted");
+    let one = lines(&["--merge-layer", &format!("{name}=merged")]);
+    assert!(one[0].starts_with(&format!("{name}: merged as told")), "{one:?}");
+    assert!(one[1..].iter().all(|line| line.contains(": factored as told")), "{one:?}");
+    assert!(lines(&["--merge"]).iter().all(|line| line.contains(": merged as told")));
+    let auto = ["--merge=auto", "--merge-memory", "0"];
+    let none = lines(&auto);
+    assert!(none.iter().all(|line| line.contains(": factored")), "{none:?}");
+    let rare = lines(&["--merge=auto", "--calls-per-swap", "1e-9"]);
+    assert!(rare.iter().all(|line| line.contains(": factored, ")), "{rare:?}");
+
+    refuses(
+        &[&plan[..], &["--merge-layer", "fc9=merged"]].concat(),
+        &["no adapted layer `fc9`", "there are: fc1.adapted, fc2.adapted"],
+    );
+    for wrong in [&["--merge=some"][..], &["--merge-layer", "fc1"], &["--calls-per-swap", "0"]] {
+        assert_eq!(engraft(&[&plan[..], wrong].concat()).status.code(), Some(2), "{wrong:?}");
     }
 }
 

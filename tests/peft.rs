@@ -5,6 +5,7 @@
 mod common;
 
 use common::{base, case, file, reals};
+use engraft::Merging;
 use engraft::import::peft::{BiasMode, PeftAdapter, attach};
 use engraft::prelude::*;
 use engraft::runtime::{self, Context, Weights};
@@ -18,8 +19,8 @@ const RTOL: f64 = 1e-4;
 
 /// Compiles the graph and requires that it computes `expected` as `y`.
 #[track_caller]
-fn check(graph: &Graph, options: Options, weights: &Weights, io: &Weights, expected: &str) {
-    let program = compile(graph, &options).unwrap().program;
+fn check(graph: &Graph, options: &Options, weights: &Weights, io: &Weights, expected: &str) {
+    let program = compile(graph, options).unwrap().program;
     let context = Context::new(runtime::Options::default()).unwrap();
     let model = program.load_base(weights, context).unwrap().load_adapter(weights).unwrap();
     let inputs = graph.inputs();
@@ -33,9 +34,9 @@ fn check(graph: &Graph, options: Options, weights: &Weights, io: &Weights, expec
 
 /// Every way to compile.
 const WAYS: [Options; 3] = [
-    Options { optimize: true, merge: false, profile: false },
-    Options { optimize: false, merge: false, profile: true },
-    Options { optimize: true, merge: true, profile: false },
+    Options { optimize: true, merge: Merging::NEVER, profile: false },
+    Options { optimize: false, merge: Merging::NEVER, profile: true },
+    Options { optimize: true, merge: Merging::ALWAYS, profile: false },
 ];
 
 /// The base's weights with these in their place.
@@ -52,8 +53,8 @@ fn check_case(name: &str, base_weights: &Weights, adapter: &PeftAdapter) {
     let all = with(base_weights.clone(), &attached.weights);
     // PEFT switches an adapter off without restoring the biases that it replaced.
     let without = if adapter.config().bias == BiasMode::None { base_weights } else { &all };
-    check(&graph, Options::default(), without, &io, "y_base");
-    for way in WAYS {
+    check(&graph, &Options::default(), without, &io, "y_base");
+    for way in &WAYS {
         check(&attached.graph, way, &all, &io, "y");
     }
 }

@@ -5,6 +5,7 @@
 mod common;
 
 use common::{case, data, given, model_directory, reals};
+use engraft::Merging;
 use engraft::import::models::Logits;
 use engraft::import::peft::PeftAdapter;
 use engraft::import::safetensors::read_weights;
@@ -29,7 +30,7 @@ fn compiled(base: &Path, adapter: Option<&Path>, merge: bool) -> CompiledModel {
     if let Some(adapter) = adapter {
         model = model.adapter(adapter).unwrap();
     }
-    model.compile(CompileOptions { merge, ..CompileOptions::default() }).unwrap()
+    model.compile(CompileOptions { merge: Merging::all(merge), ..CompileOptions::default() }).unwrap()
 }
 
 fn check_case(name: &str) {

@@ -40,28 +40,29 @@ const TIMED: Duration = Duration::from_millis(1);
 const ROUNDS: [usize; 2] = [7, 101];
 
 /// Who is timed.
-struct Contender {
+pub struct Contender {
     session: Session,
     rows: Rows,
     output: [runtime::Tensor; 1],
 }
 
 impl Contender {
-    fn new(model: &Model, rows: Rows) -> Self {
+    pub fn new(model: &Model, rows: Rows) -> Self {
         Self { session: model.session(), rows, output: [runtime::Tensor::empty(runtime::DType::F32)] }
     }
 
-    fn call(&mut self, x: &runtime::Tensor) -> &[f32] {
+    pub fn call(&mut self, x: &runtime::Tensor) -> &[f32] {
         self.session.run_rows_into(&[x], &self.rows, &mut self.output).unwrap();
         self.output[0].as_f32().unwrap()
     }
 }
 
 /// A size, loaded: the layer that knows no adapters, and the one with a bank.
-struct Layer {
-    size: usize,
+pub struct Layer {
+    pub inputs: usize,
+    pub outputs: usize,
     plain: Model,
-    adaptable: Model,
+    pub adaptable: Model,
     norms: Vec<f32>,
 }
 
@@ -69,10 +70,10 @@ struct Layer {
 pub fn measure(whole: bool, budget: Duration, done: &mut impl FnMut(Section)) {
     let some = |all: &[usize]| if whole { all.to_vec() } else { all[..1].to_vec() };
     for size in some(&SIZES) {
-        let layer = Layer::new(size);
+        let layer = Layer::new(size, size);
         for rank in some(&RANKS) {
             let batches = some(&BATCHES);
-            let adapters = layer.adapters(rank, batches[batches.len() - 1]);
+            let adapters = layer.adapters(rank, batches[batches.len() - 1], false);
             let mut section = Section::new(format!("A layer {size}x{size}, DoRA of rank {rank}"));
             for batch in batches {
                 layer.point(rank, &adapters, batch, budget, &mut section);
@@ -83,47 +84,55 @@ pub fn measure(whole: bool, budget: Duration, done: &mut impl FnMut(Section)) {
 }
 
 impl Layer {
-    fn new(size: usize) -> Self {
+    pub fn new(inputs: usize, outputs: usize) -> Self {
         let graph = |adaptable: bool| {
             let g = GraphBuilder::new("layer");
-            let x = g.input("x", F32, dims!["batch", size]);
-            let w = g.param("weight", F32, dims![size, size]);
-            let bias = Some(g.param("bias", F32, dims![size]));
+            let x = g.input("x", F32, dims!["batch", inputs]);
+            let w = g.param("weight", F32, dims![outputs, inputs]);
+            let bias = Some(g.param("bias", F32, dims![outputs]));
             g.output("y", if adaptable { x.adaptable("fc", w, bias) } else { x.dense(w, bias) });
             g.finish().unwrap()
         };
         let mut numbers = Numbers::new(7);
-        let weight = numbers.tensor(&[size, size], (3.0 / size as f32).sqrt());
+        let weight = numbers.tensor(&[outputs, inputs], (3.0 / inputs as f32).sqrt());
         let norms = norms(&weight);
-        let weights = Weights::from_iter([("weight", weight), ("bias", numbers.tensor(&[size], 0.1))]);
+        let weights = Weights::from_iter([("weight", weight), ("bias", numbers.tensor(&[outputs], 0.1))]);
         let context = Arc::new(Context::new(one_thread()).unwrap());
         let [plain, adaptable] = [false, true].map(|adaptable| {
             let program = compile(&graph(adaptable), &Options::default()).unwrap().program;
             let base = program.load_base(&weights, Arc::clone(&context)).unwrap();
             base.load_adapter(&Weights::new()).unwrap()
         });
-        Self { size, plain, adaptable, norms }
+        Self { inputs, outputs, plain, adaptable, norms }
     }
 
-    /// So many different ones.
-    fn adapters(&self, rank: usize, count: usize) -> Vec<Arc<Adapter>> {
-        let (mut numbers, bank) = (Numbers::new(rank as u64), Bank::new(self.adaptable.base().clone()));
-        let fan_in = (3.0 / self.size as f32).sqrt();
-        let adapter = |index: usize| {
+    /// So many different ones, merged or not.
+    pub fn adapters(&self, rank: usize, count: usize, merge: bool) -> Vec<Arc<Adapter>> {
+        let bank = Bank::new(self.adaptable.base().clone());
+        let adapter = |(index, weights): (usize, AdapterWeights)| {
             let name = index.to_string();
-            let magnitude = self.norms.iter().map(|norm| norm * (1.0 + numbers.float(0.1))).collect();
-            let update = Update {
-                a: Arc::new(numbers.tensor(&[rank, self.size], fan_in)),
-                b: Arc::new(numbers.tensor(&[self.size, rank], 0.1)),
-                scale: 16.0 / rank as f64,
-                magnitude: Some(Arc::new(runtime::Tensor::f32(&[self.size], magnitude).unwrap())),
-                bias_of_b: None,
-            };
-            let layer = LayerWeights { updates: vec![update], bias: None };
-            bank.load(&name, &AdapterWeights::from([("fc".to_owned(), layer)])).unwrap();
+            bank.load(&name, &weights).unwrap();
             bank.get(&name).unwrap()
         };
-        (0..count).map(adapter).collect()
+        self.weights(rank, count, merge).enumerate().map(adapter).collect()
+    }
+
+    /// What so many different adapters do to the layer.
+    pub fn weights(&self, rank: usize, count: usize, merge: bool) -> impl Iterator<Item = AdapterWeights> {
+        let mut numbers = Numbers::new(rank as u64);
+        let fan_in = (3.0 / self.inputs as f32).sqrt();
+        (0..count).map(move |_| {
+            let magnitude = self.norms.iter().map(|norm| norm * (1.0 + numbers.float(0.1))).collect();
+            let update = Update {
+                a: Arc::new(numbers.tensor(&[rank, self.inputs], fan_in)),
+                b: Arc::new(numbers.tensor(&[self.outputs, rank], 0.1)),
+                scale: 16.0 / rank as f64,
+                magnitude: Some(Arc::new(runtime::Tensor::f32(&[self.outputs], magnitude).unwrap())),
+                bias_of_b: None,
+            };
+            let layer = LayerWeights { updates: vec![update], bias: None, merge };
+            AdapterWeights::from([("fc".to_owned(), layer)])
+        })
     }
 
     fn point(
@@ -134,7 +143,7 @@ impl Layer {
         budget: Duration,
         section: &mut Section,
     ) {
-        let x = Numbers::new(batch as u64).tensor(&[batch, self.size], 1.0);
+        let x = Numbers::new(batch as u64).tensor(&[batch, self.inputs], 1.0);
         let rows = |choice: Choice| {
             Rows::new((0..batch).map(|row| choice(row).map(|index| Arc::clone(&adapters[index]))).collect())
         };
@@ -144,7 +153,7 @@ impl Layer {
             self.check(contender, &x);
         }
         contenders.push(Contender::new(&self.plain, Rows::default()));
-        let mut times = medians(&mut contenders, &x, budget);
+        let mut times = medians(&mut contenders, &x, budget, ROUNDS);
         let plain = times.pop().unwrap();
         // Both run the same product, each on weights of its own; which lie better in memory is luck.
         let bare = plain.min(times[BARE]);
@@ -152,7 +161,7 @@ impl Layer {
         section.add(format!("batch {batch}: the layer that knows no adapters / that"), plain / bare, "");
         for (way, (name, _)) in WAYS.iter().enumerate() {
             let bound = match way {
-                EACH if rank == 16 => Some(if self.size == 768 { 1.25 } else { 1.15 }),
+                EACH if rank == 16 => Some(if self.inputs == 768 { 1.25 } else { 1.15 }),
                 BARE => Some(1.03),
                 _ => None,
             };
@@ -171,19 +180,24 @@ impl Layer {
     fn check(&self, contender: &mut Contender, x: &runtime::Tensor) {
         let rows = contender.rows.clone();
         let found = contender.call(x);
-        let elements = x.as_f32().unwrap().chunks_exact(self.size);
-        for ((adapter, x), found) in rows.iter().zip(elements).zip(found.chunks_exact(self.size)) {
+        let elements = x.as_f32().unwrap().chunks_exact(self.inputs);
+        for ((adapter, x), found) in rows.iter().zip(elements).zip(found.chunks_exact(self.outputs)) {
             let model = if adapter.is_some() { &self.adaptable } else { &self.plain };
             let mut alone = Contender::new(model, adapter.map_or_else(Rows::default, |a| Rows::all(a, 1)));
-            let x = runtime::Tensor::f32(&[1, self.size], x.to_vec()).unwrap();
+            let x = runtime::Tensor::f32(&[1, self.inputs], x.to_vec()).unwrap();
             assert!(alone.call(&x) == found, "a row differs from what it is alone");
         }
     }
 }
 
-/// The median over turns of a call's time, in milliseconds. A turn begins with calls that aren't timed, which bring back to
+/// The median over turns of a call's time, in milliseconds, of so many rounds at least and at most. A turn begins with calls that aren't timed, which bring back to
 /// the caches what the others have driven out; each round begins with another contender.
-fn medians(contenders: &mut [Contender], x: &runtime::Tensor, budget: Duration) -> Vec<f64> {
+pub fn medians(
+    contenders: &mut [Contender],
+    x: &runtime::Tensor,
+    budget: Duration,
+    rounds: [usize; 2],
+) -> Vec<f64> {
     let turn = |contender: &mut Contender, calls: u32| {
         let begun = Instant::now();
         for _ in 0..calls {
@@ -198,7 +212,7 @@ fn medians(contenders: &mut [Contender], x: &runtime::Tensor, budget: Duration) 
     let calls: Vec<_> = contenders.iter_mut().map(calls).collect();
     let mut times: Vec<_> = contenders.iter().map(|_| Times::default()).collect();
     let (begun, mut round) = (Instant::now(), 0);
-    while round < ROUNDS[0] || (round < ROUNDS[1] && begun.elapsed() < budget) {
+    while round < rounds[0] || (round < rounds[1] && begun.elapsed() < budget) {
         for place in 0..contenders.len() {
             let index = (place + round) % contenders.len();
             let [untimed, timed] = calls[index];

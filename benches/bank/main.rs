@@ -1,5 +1,5 @@
 //! What banks of adapters cost, each number beside its target: `cargo bench --bench bank`. One layer whose rows have
-//! adapters of their own; and `MiniLM` while adapters are swapped, with a thousand of them, and for a minute of everything at
+//! adapters of their own, merged or not; and `MiniLM` while adapters are swapped, with a thousand of them, and for a minute of everything at
 //! once. What is timed is compared first, and what is computed while adapters change is compared always.
 #![allow(clippy::unwrap_used, reason = "benchmarks may panic")]
 
@@ -7,6 +7,7 @@ mod adapters;
 mod findings;
 mod layers;
 mod many;
+mod merge;
 mod minilm;
 mod soak;
 mod swap;
@@ -24,6 +25,9 @@ struct Args {
     /// Only these parts
     #[arg(long, value_name = "PART", value_delimiter = ',')]
     only: Vec<Part>,
+    /// Of the part merge, only layers of this shape, such as 768x3072
+    #[arg(long, value_name = "INxOUT")]
+    shape: Option<String>,
     /// About how long the rounds at one point take
     #[arg(long, value_name = "S", default_value_t = 2.0)]
     seconds: f64,
@@ -51,6 +55,8 @@ enum Part {
     Layers,
     /// Swapping under load.
     Swap,
+    /// What is merged by its cost, beside the better way.
+    Merge,
     /// Many adapters.
     Many,
     /// Everything at once.
@@ -77,9 +83,16 @@ fn main() {
     };
     let budget = Duration::from_secs_f64(args.seconds);
     // The one that measures how a process grows comes first: it would grow into what others have freed.
-    for part in [Part::Many, Part::Layers, Part::Swap, Part::Soak].into_iter().filter(|part| wanted(*part)) {
+    for part in [Part::Many, Part::Layers, Part::Merge, Part::Swap, Part::Soak]
+        .into_iter()
+        .filter(|part| wanted(*part))
+    {
         if part == Part::Layers {
             layers::measure(args.bench, budget, &mut done);
+            continue;
+        }
+        if part == Part::Merge {
+            merge::measure(args.bench, args.shape.as_deref(), budget, &mut done);
             continue;
         }
         // Whoever opens it says why it can't be.

@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used, reason = "each benchmark uses a part; benchmarks may panic")]
 
 use criterion::Bencher;
+use engraft::Merging;
 use engraft::compiler::values::to_tensor;
 use engraft::ir::{Bindings, Symbol, sample};
 use engraft::prelude::*;
@@ -70,7 +71,8 @@ pub fn context() -> Arc<Context> {
 
 /// A graph, compiled and loaded.
 pub fn model(graph: &Graph, merge: bool, values: &Weights) -> Model {
-    let program = compile(graph, &Options { merge, ..Options::default() }).unwrap().program;
+    let program =
+        compile(graph, &Options { merge: Merging::all(merge), ..Options::default() }).unwrap().program;
     program.load_base(values, context()).unwrap().load_adapter(values).unwrap()
 }
 

@@ -90,7 +90,7 @@ pub fn check_pass(pass: &PassTrace, values: &Values) -> Result<PassCheck, CheckE
             node: rewrite.node.clone(),
             difference: before.compare_node(&after, &rewrite.node),
         }),
-        Event::Refusal(_) | Event::Staged(_) => None,
+        Event::Refusal(_) | Event::Staged(_) | Event::Decided(_) => None,
     };
     let rewrites = pass.events.iter().filter_map(rewrite_check).collect();
     Ok(PassCheck { pass: pass.pass, rewrites, difference: before.compare_outputs(&after)? })

@@ -2,6 +2,8 @@
 //! at.
 
 use crate::jit::{self, JitError};
+use crate::merging::Merging;
+use crate::passes::MergeError;
 use crate::pipeline::{self, Optimized, PipelineError};
 use crate::plan::{self, Plan, PlanError, PlanInvariant, PlanOptions, check};
 use crate::trace::Trace;
@@ -11,14 +13,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use thiserror::Error;
 
 /// How to compile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     /// Whether to rewrite the graph and fuse its kernels. Without, every node runs as it was written, as a kernel of its
     /// own.
     pub optimize: bool,
-    /// Whether to fold each adapter into its layer's weight when it is loaded. Layers must be recognised for that, so
-    /// the graph is rewritten even without `optimize`.
-    pub merge: bool,
+    /// Which adapters to fold into their layers' weights when they are loaded. Layers must be recognised for that, so the
+    /// graph is rewritten even without `optimize`.
+    pub merge: Merging,
     /// Whether the code tells when each step ends, so that the runtime keeps a [`Profile`](engraft_runtime::Profile).
     /// Without, nothing of the kind is emitted.
     pub profile: bool,
@@ -26,7 +28,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { optimize: true, merge: false, profile: false }
+        Self { optimize: true, merge: Merging::NEVER, profile: false }
     }
 }
 
@@ -36,6 +38,9 @@ pub enum CompileError {
     /// The optimiser stopped.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
+    /// A layer that the caller names cannot be merged, or is not there.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
     /// The graph cannot be planned.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -88,9 +93,11 @@ pub fn compilations() -> u64 {
 /// # Errors
 /// [`CompileError::Pipeline`].
 pub fn optimize(graph: &Graph, options: &Options) -> Result<Optimized, CompileError> {
-    let Options { optimize, merge, .. } = *options;
-    let passes = if optimize || merge { pipeline::passes(pipeline::Options { merge }) } else { Vec::new() };
-    Ok(pipeline::run(graph, &passes)?)
+    let Options { optimize, merge, .. } = options;
+    if !optimize && merge.is_never() {
+        return Ok(pipeline::run(graph, &[])?);
+    }
+    Ok(pipeline::optimize(graph, pipeline::Options { merge: merge.clone() })?)
 }
 
 /// The plan of a graph as it stands, verified, and in debug builds also [checked](check::check_all).

@@ -1,6 +1,7 @@
 //! The ordered list of passes, and the loop that runs them: the verifier runs after each, and the trace keeps what
 //! each did. It knows no pattern of its own.
 
+use crate::merging::Merging;
 use crate::passes::{self, canonicalize, constant_fold, cse, dead_code, fuse_dora, fuse_lora, merge, stage};
 use crate::passes::{Editor, Pass, PassError};
 use crate::trace::{PassTrace, Trace};
@@ -9,10 +10,10 @@ use std::sync::Arc;
 use thiserror::Error;
 
 /// What the pipeline may do beyond its defaults.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Options {
-    /// Merge adapters into their weights at load. An adapter that cannot be merged is then an error.
-    pub merge: bool,
+    /// Which adapters to merge into their weights at load. One that is asked for and cannot be merged is an error.
+    pub merge: Merging,
 }
 
 /// A graph after the pipeline, and how it came to be.
@@ -73,9 +74,9 @@ pub fn default_passes() -> Vec<Pass> {
 }
 
 /// The passes for these options: [`default_passes`], with `merge` before `stage` if it is asked for.
-pub fn passes(options: Options) -> Vec<Pass> {
+pub fn passes(options: &Options) -> Vec<Pass> {
     let mut list = default_passes();
-    if options.merge {
+    if !options.merge.is_never() {
         let before_stage = list.iter().position(|pass| pass.name == stage::PASS.name).unwrap_or(list.len());
         list.insert(before_stage, merge::PASS);
     }
@@ -103,19 +104,24 @@ pub fn passes(options: Options) -> Vec<Pass> {
 /// # Errors
 /// [`PipelineError`]: the graph is broken, or what the options ask for cannot be done.
 pub fn optimize(graph: &Graph, options: Options) -> Result<Optimized, PipelineError> {
-    run(graph, &passes(options))
+    run_with(graph, &passes(&options), options)
 }
 
-/// Runs these passes, in this order.
+/// Runs these passes, in this order, with the default options.
 ///
 /// # Errors
 /// As [`optimize`].
 pub fn run(graph: &Graph, passes: &[Pass]) -> Result<Optimized, PipelineError> {
+    run_with(graph, passes, Options::default())
+}
+
+fn run_with(graph: &Graph, passes: &[Pass], options: Options) -> Result<Optimized, PipelineError> {
     verify(graph).map_err(|errors| PipelineError::Input { errors })?;
     let mut current = Arc::new(graph.clone());
     let mut trace = Trace::default();
+    let merging = Arc::new(options.merge);
     for pass in passes {
-        let passes::Outcome { graph, events } = Editor::apply(pass, &current)
+        let passes::Outcome { graph, events } = Editor::apply(pass, &current, &merging)
             .map_err(|source| PipelineError::Pass { pass: pass.name, source: Box::new(source) })?;
         verify(&graph).map_err(|errors| PipelineError::Verify { pass: pass.name, errors })?;
         let after = Arc::new(graph);

@@ -1,6 +1,7 @@
 //! What the pipeline did: for each pass the graph before and after, and every rewrite, refusal and staged value.
 //! It knows how to print itself, and nothing about any particular pass.
 
+use crate::merging::Decision;
 use engraft_ir::{Graph, Stage, TensorType};
 use std::fmt;
 use std::sync::Arc;
@@ -37,6 +38,8 @@ pub enum Event {
     Refusal(Refusal),
     /// A value is computed earlier than it is used, and kept.
     Staged(Staged),
+    /// A layer is merged or not.
+    Decided(Decision),
 }
 
 /// A replacement. Lines read `name = op(operands) {attributes}`, as in the text form.
@@ -172,6 +175,20 @@ impl Trace {
         })
     }
 
+    /// What was decided of each adapted layer, if anything was to be.
+    pub fn decisions(&self) -> impl Iterator<Item = &Decision> {
+        self.events().filter_map(|(_, event)| match event {
+            Event::Decided(decision) => Some(decision),
+            _ => None,
+        })
+    }
+
+    /// The graph in which adapted layers are recognised and none is merged; none where no pass ran.
+    pub fn unmerged(&self) -> Option<&Graph> {
+        let merge = self.passes.iter().find(|pass| pass.pass == crate::passes::merge::PASS.name);
+        merge.map(|pass| &*pass.before).or_else(|| self.passes.last().map(|pass| &*pass.after))
+    }
+
     fn events(&self) -> impl Iterator<Item = (&'static str, &Event)> {
         self.passes.iter().flat_map(|pass| pass.events.iter().map(|event| (pass.pass, event)))
     }
@@ -206,6 +223,7 @@ impl fmt::Display for Event {
             Self::Rewrite(rewrite) => rewrite.fmt(f),
             Self::Refusal(refusal) => refusal.fmt(f),
             Self::Staged(staged) => staged.fmt(f),
+            Self::Decided(decision) => wrapped(f, "", &decision.to_string()),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Banks on one adaptable layer: any mixture of adapters over the items of a batch computes what the formula says, in the
-//! same bits as each item alone, in whatever order updates are put one after the other; what does not fit is refused whole.
+//! same bits as each item alone, merged or not, in whatever order updates are put one after the other; what does not fit is refused whole.
 #![allow(
     clippy::unwrap_used,
     clippy::many_single_char_names,
@@ -55,8 +55,8 @@ struct Case {
     k: usize,
     item_rows: usize,
     biased: bool,
-    /// The updates of each adapter, in order, and whether it replaces the bias.
-    adapters: Vec<(Vec<Kind>, bool)>,
+    /// The updates of each adapter, in order, and whether it replaces the bias, and is merged.
+    adapters: Vec<(Vec<Kind>, bool, bool)>,
     /// For each item, its adapter's number, or one past the last for none.
     items: Vec<usize>,
     threads: usize,
@@ -69,7 +69,7 @@ fn cases() -> impl Strategy<Value = Case> {
         dora,
         bias_of_b: b && !dora,
     });
-    let adapter = (prop::collection::vec(kind, 0..4), prop::bool::weighted(0.2));
+    let adapter = (prop::collection::vec(kind, 0..4), prop::bool::weighted(0.2), prop::bool::weighted(0.4));
     let extents = (1_usize..110, prop_oneof![12 => 1_usize..40, 1 => Just(1030)], 0_usize..12, any::<bool>());
     let adapters = prop::collection::vec(adapter, 1..4);
     (extents, adapters, 1_usize..4, any::<u32>()).prop_flat_map(|(extents, adapters, threads, seed)| {
@@ -167,7 +167,7 @@ fn adapter(
     case: &Case,
     numbers: &mut Numbers,
     w: &[f64],
-    (kinds, replaces): &(Vec<Kind>, bool),
+    (kinds, replaces, merge): &(Vec<Kind>, bool, bool),
 ) -> AdapterWeights {
     let Case { out, k, biased, .. } = *case;
     let update = |&Kind { rank, dora, bias_of_b }: &Kind| {
@@ -180,7 +180,7 @@ fn adapter(
     };
     let updates = kinds.iter().map(update).collect();
     let bias = (*replaces && biased).then(|| numbers.tensor(&[out]));
-    AdapterWeights::from([("fc".to_owned(), LayerWeights { updates, bias })])
+    AdapterWeights::from([("fc".to_owned(), LayerWeights { updates, bias, merge: *merge })])
 }
 
 fn check(case: &Case) {
@@ -245,7 +245,7 @@ fn lora(rank: usize, module: &str) -> AdapterWeights {
     let mut numbers = Numbers(2);
     let (a, b) = (numbers.tensor(&[rank, 2]), numbers.tensor(&[3, rank]));
     let updates = vec![Update { a, b, scale: 1.0, magnitude: None, bias_of_b: None }];
-    AdapterWeights::from([(module.to_owned(), LayerWeights { updates, bias: None })])
+    AdapterWeights::from([(module.to_owned(), LayerWeights { updates, ..LayerWeights::default() })])
 }
 
 #[test]

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{bindings, difference, run};
-use engraft_compiler::{CompileError, Options, compile};
+use engraft_compiler::{CompileError, Merging, Options, compile};
 use engraft_ir::eval::eval;
 use engraft_ir::layers::{DoraConfig, DoraMeaning, DoraOptions, LoraConfig, dora};
 use engraft_ir::{DType::F32, Graph, GraphBuilder, dims, sample};
@@ -24,7 +24,8 @@ fn becomes(graph: &Graph, op: &str, mergeable: bool) {
     let values = sample::values(graph, &bindings(&[("batch", 5)]), 7).unwrap();
     let theirs = eval(graph, &values).unwrap();
     for (optimize, merge) in [(true, false), (false, false), (true, true), (false, true)] {
-        let compiled = compile(graph, &Options { optimize, merge, ..Options::default() });
+        let compiled =
+            compile(graph, &Options { optimize, merge: Merging::all(merge), ..Options::default() });
         if merge && !mergeable {
             assert!(matches!(compiled, Err(CompileError::Pipeline(_))), "merging {op} must be refused");
             continue;

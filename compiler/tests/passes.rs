@@ -4,6 +4,7 @@
 
 mod layer;
 
+use engraft_compiler::Merging;
 use engraft_compiler::passes::{MergeError, Pass, PassError, canonicalize, constant_fold, cse, stage};
 use engraft_compiler::pipeline::{Optimized, Options, PipelineError, optimize, run};
 use engraft_compiler::trace::Reason;
@@ -206,7 +207,8 @@ fn adapters_are_merged() {
     let rows: [(layer::Write, usize); 2] =
         [(|l| dora(&l), 1), (|l| l.x.lora(l.w, l.a, l.b, Some(l.bias), SCALE), 0)];
     for (write, magnitudes) in rows {
-        let optimized = optimize(&layer(shapes()[1].clone(), write), Options { merge: true }).unwrap();
+        let optimized =
+            optimize(&layer(shapes()[1].clone(), write), Options { merge: Merging::ALWAYS }).unwrap();
         let found = ops(&optimized.graph);
         assert_eq!((found["dense"], found["lora_delta"], found["add"]), (1, 1, 1));
         assert_eq!(found.get("magnitude").copied().unwrap_or(0), magnitudes);
@@ -227,7 +229,7 @@ fn what_cannot_be_merged_is_an_error() {
         (output, MergeError::OutputDora { node: "fc".to_owned() }),
         (live, MergeError::Live { node: "fc".to_owned(), operand: "a", name: "lora_A".to_owned() }),
     ] {
-        let error = optimize(&graph, Options { merge: true }).unwrap_err();
+        let error = optimize(&graph, Options { merge: Merging::ALWAYS }).unwrap_err();
         let source = Box::new(PassError::Merge(expected));
         assert_eq!(error, PipelineError::Pass { pass: "merge", source });
     }

@@ -7,7 +7,7 @@ mod common;
 use engraft_compiler::plan::check::check_all;
 use engraft_compiler::plan::kernel::Kernel;
 use engraft_compiler::plan::{Plan, PlanOptions, plan};
-use engraft_compiler::{Options, optimize};
+use engraft_compiler::{Merging, Options, optimize};
 use engraft_ir::DType::{F32, I64};
 use engraft_ir::ops::Attention;
 use engraft_ir::{Axis, Graph, GraphBuilder, Stage, Tensor, dims};
@@ -64,7 +64,7 @@ fn a_merged_weight_is_the_only_one_kept() {
         let [w, a, b, m] = parameters(g);
         x.dense((w + Tensor::lora_delta(a, b, 0.5)).normalize(Axis::IN).magnitude(m, Axis::OUT), None)
     });
-    let options = Options { merge: true, ..Options::default() };
+    let options = Options { merge: Merging::ALWAYS, ..Options::default() };
     let merged = planned(&optimize(&graph, &options).unwrap().graph, true);
     let kept: Vec<_> = merged.staged.iter().map(|&id| merged.buffer(id)).collect();
     assert_eq!(kept.len(), 1, "{merged}");

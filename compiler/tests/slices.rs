@@ -159,7 +159,8 @@ fn slices_have_their_own_adapters_and_faults() {
         };
         let (a, b) = (filled([rank, 16], 0.5), filled([48, rank], rank as f32));
         let updates = vec![Update { a, b, scale: 1.0, magnitude: None, bias_of_b: None }];
-        let weights = AdapterWeights::from([("fc".to_owned(), LayerWeights { updates, bias: None })]);
+        let weights =
+            AdapterWeights::from([("fc".to_owned(), LayerWeights { updates, ..LayerWeights::default() })]);
         bank.load(&rank.to_string(), &weights).unwrap();
     }
     let name = |item: usize| (!item.is_multiple_of(4)).then(|| (item % 4).to_string());

@@ -12,7 +12,7 @@ use crate::workers::Shared;
 
 /// Rows of a block: few enough that its outputs (24 KiB a panel) are still in cache when the epilogue reads them, and its
 /// inputs when the next panel does.
-const BLOCK_ROWS: usize = 128;
+pub(crate) const BLOCK_ROWS: usize = 128;
 /// Rows of a block of dot products: they have no panel to use up, so they may be shared out finely.
 const DOT_ROWS: usize = 12;
 

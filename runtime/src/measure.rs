@@ -2,7 +2,11 @@
 //! cache, and how fast memory can be read plainly. One thread each. It knows nothing about models.
 //!
 //! [`Machine::measure`] gives both in one go. [`Tile`] and [`Stream`] are single steps for whoever times them in turn with
-//! something else.
+//! something else. [`Rates`] are those of an adapted layer's kernels.
+
+mod rates;
+
+pub use rates::{Level, Rates};
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -66,9 +70,19 @@ impl Tile {
     /// As many rows as the highest tile of the context's kernels has, a full panel, and as many inputs as there is room
     /// for.
     pub fn new(context: &Context) -> Tile {
-        let (floats, rows) = (TILE_BYTES / size_of::<f32>(), context.kernels.tile_rows);
+        Tile::of(context.kernels.tile_rows)
+    }
+
+    /// As many inputs as there is room for beside so many rows.
+    fn of(rows: usize) -> Tile {
+        let floats = TILE_BYTES / size_of::<f32>();
         let k = (floats - rows * PANEL) / (rows + PANEL) / LANE * LANE;
         Tile { rows, k, x: Floats::new(rows * k), w: Floats::new(PANEL * k), y: Floats::new(rows * PANEL) }
+    }
+
+    /// Its inputs.
+    fn inputs(&self) -> usize {
+        self.k
     }
 
     /// Floating-point operations of one run; a fused multiply and add counts as two.

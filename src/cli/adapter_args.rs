@@ -3,7 +3,7 @@
 use super::error::CliError;
 use clap::Args;
 use engraft::import::peft::PeftAdapter;
-use engraft::runtime::{AdapterWeights, Bank, in_order};
+use engraft::runtime::{AdapterWeights, in_order};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -74,15 +74,20 @@ pub struct AdapterRows {
 }
 
 impl AdapterRows {
-    /// Loads everything that a row has into a bank: each adapter, and those that follow each other under their joint name.
+    /// How many different adapters rows have, at least one.
+    pub fn distinct(&self) -> u64 {
+        self.rows.iter().flatten().collect::<BTreeSet<_>>().len().max(1) as u64
+    }
+
+    /// Hands over everything that a row has: each adapter, and those that follow each other under their joint name.
     /// `weights` says what one of them does to the model.
     ///
     /// # Errors
     /// One does not fit, or they cannot follow each other.
-    pub fn load(
+    pub fn each(
         &self,
-        bank: &Bank,
         weights: impl Fn(&Path, &PeftAdapter) -> Result<AdapterWeights, CliError>,
+        mut taken: impl FnMut(&str, AdapterWeights) -> Result<(), CliError>,
     ) -> Result<(), CliError> {
         let mut each = BTreeMap::new();
         for (name, path, adapter) in &self.adapters {
@@ -92,7 +97,7 @@ impl AdapterRows {
         for row in wanted {
             let parts = row.split(AND).filter_map(|name| each.get(name));
             let joint = in_order(parts).map_err(|source| CliError::Order { row: row.clone(), source })?;
-            bank.load(row, &joint)?;
+            taken(row, joint)?;
         }
         Ok(())
     }

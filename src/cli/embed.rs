@@ -25,6 +25,9 @@ pub struct Embed {
     output: Option<PathBuf>,
 }
 
+/// The tokens of a batch of texts, about: the rows of a call by which merging is decided.
+const ROWS: u64 = 512;
+
 /// One text's line.
 #[derive(Serialize)]
 struct Line<'a> {
@@ -40,7 +43,7 @@ impl Embed {
     pub fn run(&self, output: &mut Output) -> Result<(), CliError> {
         let texts = self.texts()?;
         let texts: Vec<&str> = texts.lines().collect();
-        let ready = self.model.ready(CompileOptions::default())?;
+        let ready = self.model.ready(&CompileOptions::default(), ROWS)?;
         let rows = ready.rows("texts", texts.len())?;
         let progress = progress::bar(texts.len());
         let mut embedder = ready.model.embedder()?;

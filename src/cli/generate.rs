@@ -61,7 +61,7 @@ impl Generate {
         // What makes no sense is refused before anything is loaded.
         self.sampler()?;
         let start = Instant::now();
-        let ready = self.model.ready(CompileOptions { logits: Logits::Last, ..Default::default() })?;
+        let ready = self.model.ready(&CompileOptions { logits: Logits::Last, ..Default::default() }, 1)?;
         let rows = ready.rows("prompts", self.prompt.len())?;
         let mut generator = ready.model.generator()?;
         let mut load = start.elapsed();

@@ -11,6 +11,7 @@ mod error;
 mod execute;
 mod generate;
 mod layer;
+mod merge_args;
 mod model;
 mod output;
 mod pretrained;

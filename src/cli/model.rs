@@ -3,14 +3,17 @@
 
 use super::adapter_args::{AdapterArgs, AdapterRows, Adapters};
 use super::error::{CliError, Sought};
+use super::merge_args::Calls;
 use clap::Args;
+use engraft::compiler::merging::{parameters, survey};
+use engraft::compiler::{CompileError, CostModel, Decision, MergeRule, Merging};
 use engraft::import::models::{Architecture, GraphOptions};
 use engraft::import::peft::{AttachError, PeftAdapter, adaptable, attach, updates};
 use engraft::import::safetensors::read_weights;
 use engraft::ir::ops::Input;
-use engraft::ir::{Graph, MAX_BYTES, Op, json, text};
+use engraft::ir::{Bindings, Graph, MAX_BYTES, Op, json, text};
 use engraft::pretrained::{Assembled, Pretrained, PretrainedError};
-use engraft::runtime::{Bank, Base, Rows, Weights};
+use engraft::runtime::{AdapterWeights, Bank, Base, Rows, Weights};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -119,23 +122,95 @@ impl Model {
         Ok(inputs)
     }
 
-    /// The adapters of the rows, loaded onto the base of this graph; empty if rows have none of their own.
+    /// The adapters of the rows, loaded onto the base of this graph and merged as is asked for; empty if rows have none of
+    /// their own.
     ///
     /// # Errors
     /// One does not fit.
-    pub fn adapters_on(&self, base: &Base) -> Result<Rows, CliError> {
+    pub fn adapters_on(&self, base: &Base, merging: &Merging) -> Result<Rows, CliError> {
         let Some(rows) = &self.rows else { return Ok(Rows::default()) };
-        let bank = Bank::new(base.clone());
-        rows.load(&bank, |path, adapter| {
-            let fitted = self.architecture.as_ref().map(|architecture| architecture.fit_adapter(adapter));
-            let fitted = fitted
-                .transpose()
-                .map_err(|source| PretrainedError::Tensors { path: path.to_owned(), source })?;
-            let adapter = fitted.as_ref().map_or(adapter, |(adapter, _)| adapter);
-            updates(&self.graph, adapter)
-                .map_err(|source| CliError::Attach { path: path.to_owned(), source: Box::new(source) })
-        })?;
+        self.check_names(merging)?;
+        let (bank, bytes, mut taken) = (Bank::new(base.clone()), parameters(&self.graph), 0);
+        rows.each(
+            |path, adapter| self.updates(path, adapter),
+            |name, mut weights| {
+                merging.mark(&mut weights, None, bytes, taken);
+                bank.load(name, &weights)?;
+                taken += bank.get(name)?.merged_bytes() as u64;
+                Ok(())
+            },
+        )?;
         Ok(bank.rows(&rows.rows)?)
+    }
+
+    /// What an adapter of a row does to each layer.
+    fn updates(&self, path: &Path, adapter: &PeftAdapter) -> Result<AdapterWeights, CliError> {
+        let fitted = self.architecture.as_ref().map(|architecture| architecture.fit_adapter(adapter));
+        let fitted = fitted
+            .transpose()
+            .map_err(|source| PretrainedError::Tensors { path: path.to_owned(), source })?;
+        let adapter = fitted.as_ref().map_or(adapter, |(adapter, _)| adapter);
+        updates(&self.graph, adapter)
+            .map_err(|source| CliError::Attach { path: path.to_owned(), source: Box::new(source) })
+    }
+
+    /// What a call of the model is like, as far as a command line tells, with these extents.
+    pub fn calls(&self, dims: Bindings) -> Calls {
+        Calls { rows: 32, adapters: self.rows.as_ref().map_or(1, AdapterRows::distinct), dims }
+    }
+
+    /// What is merged of the graph itself: adapters of rows are not in it.
+    pub fn compiled(&self, merging: &Merging) -> Merging {
+        if self.rows.is_some() { Merging::NEVER } else { merging.clone() }
+    }
+
+    /// What is done with each adapted layer of the `unmerged` graph, or with each of the adapters of rows, and what it costs.
+    /// `model` tells that where nothing is decided by it.
+    ///
+    /// # Errors
+    /// There is no such layer, or no model.
+    pub fn decisions(
+        &self,
+        unmerged: &Graph,
+        merging: &Merging,
+        model: impl Fn() -> Result<CostModel, CliError>,
+    ) -> Result<Vec<Decision>, CliError> {
+        let is_adapted = |op: &Op| matches!(op, Op::Lora(_) | Op::Dora(_) | Op::OutputDora(_));
+        let Some(rows) = &self.rows else {
+            if !unmerged.order().into_iter().any(|id| is_adapted(unmerged.node(id).op())) {
+                return Ok(Vec::new());
+            }
+            let model = model()?;
+            return Ok(survey(unmerged, merging, Some(&model)).map_err(CompileError::from)?);
+        };
+        self.check_names(merging)?;
+        let model = match &merging.rule {
+            MergeRule::ByCost(_) => None,
+            _ => Some(model()?),
+        };
+        let (bytes, mut taken, mut all) = (parameters(&self.graph), 0, Vec::new());
+        rows.each(
+            |path, adapter| self.updates(path, adapter),
+            |name, mut weights| {
+                for decision in merging.mark(&mut weights, model.as_ref(), bytes, taken) {
+                    let estimate = decision.estimate.filter(|_| decision.merged);
+                    taken += estimate.map_or(0, |estimate| estimate.bytes);
+                    all.push(Decision { layer: format!("{name}: {}", decision.layer), ..decision });
+                }
+                Ok(())
+            },
+        )?;
+        Ok(all)
+    }
+
+    /// Requires that a layer that the command line names is one that rows have adapters on.
+    fn check_names(&self, merging: &Merging) -> Result<(), CliError> {
+        let graph = &self.graph;
+        let modules = graph.order().into_iter().filter_map(|id| match graph.node(id).op() {
+            Op::Adaptable(op) => Some(op.module.as_str()),
+            _ => None,
+        });
+        Ok(merging.check_names(modules).map_err(CompileError::from)?)
     }
 
     /// The weights of a file, and those that came with the model, which take the place of the file's of the same name.

@@ -2,7 +2,9 @@
 
 use super::adapter_args::{AdapterArgs, AdapterRows, Adapters};
 use super::error::CliError;
+use super::merge_args::{Calls, MergeArgs};
 use clap::Args;
+use engraft::ir::Bindings;
 use engraft::pretrained::{CompileOptions, CompiledModel, Pretrained};
 use engraft::runtime::Rows;
 use std::path::PathBuf;
@@ -14,9 +16,8 @@ pub struct PretrainedArgs {
     model: PathBuf,
     #[command(flatten)]
     adapter: AdapterArgs,
-    /// Merge the adapter into the weights when it is loaded
-    #[arg(long, requires = "adapter", conflicts_with = "rows")]
-    merge: bool,
+    #[command(flatten)]
+    merge: MergeArgs,
 }
 
 /// A model that is ready, and the adapters of its rows, if each is to have its own.
@@ -27,23 +28,29 @@ pub struct Ready {
 }
 
 impl PretrainedArgs {
-    /// Opens the model, reads the adapters, and compiles with these options and what the command line says beside.
+    /// Opens the model, reads the adapters, and compiles with these options and what the command line says beside, for calls of
+    /// about so many rows.
     ///
     /// # Errors
     /// A file cannot be read or is not supported, an adapter does not fit, or the model cannot be compiled; the error names
     /// the file.
-    pub fn ready(&self, options: CompileOptions) -> Result<Ready, CliError> {
+    pub fn ready(&self, options: &CompileOptions, call_rows: u64) -> Result<Ready, CliError> {
         let model = Pretrained::open(&self.model)?;
         let (model, rows) = match self.adapter.read()? {
             Adapters::None => (model, None),
             Adapters::One(path, adapter) => (model.with_adapter(&path, *adapter), None),
             Adapters::Rows(rows) => (model, Some(rows)),
         };
-        let options = CompileOptions { merge: self.merge, bank: rows.is_some(), ..options };
+        let adapters = rows.as_ref().map_or(1, AdapterRows::distinct);
+        let merge = self.merge.merging(&Calls { rows: call_rows, adapters, dims: Bindings::new() })?;
+        let options = CompileOptions { merge, bank: rows.is_some(), ..*options };
         let model = model.compile(options)?;
         if let Some(rows) = &rows {
             let bank = model.bank()?;
-            rows.load(bank.runtime(), |path, adapter| Ok(bank.updates(path, adapter)?))?;
+            rows.each(
+                |path, adapter| Ok(bank.updates(path, adapter)?),
+                |name, weights| Ok(bank.load_updates(name, weights)?),
+            )?;
         }
         Ok(Ready { model, rows })
     }

@@ -2,6 +2,7 @@
 
 use super::error::CliError;
 use super::execute::{Execution, call, dtype};
+use super::merge_args::MergeArgs;
 use super::model::ModelArgs;
 use super::output::{FAINT, GOOD, Output};
 use super::profile::Profile;
@@ -9,7 +10,8 @@ use super::roofline::one_thread;
 use clap::{Args, value_parser};
 use engraft::compiler::{Options, compile};
 use engraft::import::safetensors::{read_weights, write};
-use engraft::runtime::{Context, Tensor};
+use engraft::ir::{Bindings, Graph};
+use engraft::runtime::{Context, Tensor, Weights};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,9 +32,8 @@ pub struct Run {
     /// Where to write the outputs, also those that are carried to a next call, under their names; on failure it stays as it was
     #[arg(long, value_name = "SAFETENSORS")]
     output: PathBuf,
-    /// Merge the adapter into the weights when it is loaded
-    #[arg(long)]
-    merge: bool,
+    #[command(flatten)]
+    merge: MergeArgs,
     /// Tell the time of each kernel beside the least that this machine allows, both with one thread
     #[arg(long)]
     profile: bool,
@@ -77,14 +78,16 @@ impl Run {
         let in_input = |error: CliError| error.in_file(&self.input);
         let weights = model.weights(self.weights.as_deref())?;
         let given = model.inputs(read_weights(&self.input)?).map_err(in_input)?;
-        let options = Options { merge: self.merge, profile: self.profile, ..Options::default() };
+        let merging = self.merge.merging(&model.calls(extents(&model.graph, &given)))?;
+        let options =
+            Options { merge: model.compiled(&merging), profile: self.profile, ..Options::default() };
         let (compiled, compile) = timed(|| Ok(compile(&model.graph, &options)?))?;
         let threads = if self.profile { one_thread() } else { engraft::runtime::Options::default() };
         let context = Arc::new(Context::new(threads)?);
         let sought = model.sought(self.weights.as_deref());
         let execution = Execution { compiled: &compiled, weights: &weights, sought: &sought };
         let (loaded, load) = timed(|| execution.load(&context))?;
-        let rows = model.adapters_on(loaded.base())?;
+        let rows = model.adapters_on(loaded.base(), &merging)?;
         let (outputs, call) = timed(|| call(&loaded, &given, &rows).map_err(in_input))?;
         let named: Vec<_> = outputs.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
         let profile =
@@ -115,6 +118,17 @@ impl Run {
         ))?;
         facts.profile.iter().try_for_each(|profile| profile.print(output))
     }
+}
+
+/// The extents of the dims that these inputs have by themselves.
+fn extents(graph: &Graph, given: &Weights) -> Bindings {
+    let mut extents = Bindings::new();
+    for input in graph.inputs() {
+        let shape = given.get(&input.name).map(|tensor| tensor.shape()).unwrap_or_default();
+        let known = input.ty.shape.iter().zip(shape);
+        extents.extend(known.filter_map(|(dim, &extent)| Some((dim.as_symbol()?.clone(), extent as u64))));
+    }
+    extents
 }
 
 fn timed<T>(work: impl FnOnce() -> Result<T, CliError>) -> Result<(T, Duration), CliError> {

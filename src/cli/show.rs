@@ -1,12 +1,12 @@
 //! `engraft show`: one level of a model's lowering, for people and tools.
 
 use super::error::CliError;
-use super::model::ModelArgs;
-use super::output::Output;
+use super::merge_args::MergeArgs;
+use super::model::{Model, ModelArgs};
+use super::output::{HEADING, Output};
 use super::roofline::{self, one_thread};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use engraft::compiler::plan::Plan;
 use engraft::compiler::{Options, optimize, plan};
 use engraft::ir::{Bindings, Graph, Symbol, dot, json, text};
 use engraft::runtime::Context;
@@ -29,9 +29,8 @@ pub struct Show {
     /// How to print; json and dot are for the graph, so for built and optimized
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
-    /// Merge the adapter into the weights when it is loaded
-    #[arg(long)]
-    merge: bool,
+    #[command(flatten)]
+    merge: MergeArgs,
     /// The extent of a dim, for the bounds of the stage plan; with all of them, the bounds are times
     #[arg(long = "dim", value_name = "NAME=EXTENT", value_parser = extent)]
     dims: Vec<(Symbol, u64)>,
@@ -87,7 +86,7 @@ impl Show {
     /// # Errors
     /// The model cannot be read or lowered that far, or the format is not one of the stage's.
     pub fn run(&self, output: &mut Output) -> Result<(), CliError> {
-        let Self { stage, format, merge, .. } = *self;
+        let Self { stage, format, .. } = *self;
         if !format.shows(stage) {
             let expected = Format::ALL.into_iter().filter(|f| f.shows(stage)).map(Format::name).collect();
             return Err(CliError::Format { format: format.name(), stage: stage.name(), expected });
@@ -95,29 +94,42 @@ impl Show {
         if stage != Level::Plan && !self.dims.is_empty() {
             return Err(CliError::DimStage { stage: stage.name() });
         }
-        let graph = self.model.read()?.graph;
-        let options = Options { merge, ..Options::default() };
+        let model = self.model.read()?;
         if stage == Level::Plan {
-            return self.plan(output, &plan(&optimize(&graph, &options)?.graph, &options)?);
+            return self.plan(output, &model);
         }
+        let merging = self.merge.merging(&model.calls(Bindings::new()))?;
+        let (graph, merge) = (&model.graph, model.compiled(&merging));
+        let options = Options { merge, ..Options::default() };
         let text = match stage {
-            Level::Built => format.printer()(&graph),
-            Level::Optimized => format.printer()(&optimize(&graph, &options)?.graph),
-            Level::Trace | Level::Plan | Level::Clif | Level::Asm => snapshot::at(stage, &graph, &options)?,
+            Level::Built => format.printer()(graph),
+            Level::Optimized => format.printer()(&optimize(graph, &options)?.graph),
+            Level::Trace | Level::Plan | Level::Clif | Level::Asm => snapshot::at(stage, graph, &options)?,
         };
         output.text(&text)
     }
 
-    /// The plan, and under which roof each of its steps is on this machine.
-    fn plan(&self, output: &mut Output, plan: &Plan) -> Result<(), CliError> {
+    /// The plan, under which roof each of its steps is on this machine, and for each adapted layer whether it is merged.
+    fn plan(&self, output: &mut Output, model: &Model) -> Result<(), CliError> {
+        let calls = model.calls(self.dims.iter().cloned().collect());
+        let merging = self.merge.merging(&calls)?;
+        let options = Options { merge: model.compiled(&merging), ..Options::default() };
+        let optimized = optimize(&model.graph, &options)?;
+        let plan = plan(&optimized.graph, &options)?;
         let known = || plan.symbols.iter().map(|bound| &bound.symbol);
         if let Some((dim, _)) = self.dims.iter().find(|(dim, _)| known().all(|symbol| symbol != dim)) {
             let known = known().map(ToString::to_string).collect();
             return Err(CliError::UnknownDim { dim: dim.to_string(), known });
         }
-        let extents: Bindings = self.dims.iter().cloned().collect();
         let machine = Machine::measure(&Context::new(one_thread())?);
         output.text(&plan.to_string())?;
-        roofline::print(output, plan, &machine, &extents)
+        roofline::print(output, &plan, &machine, &calls.dims)?;
+        let unmerged = optimized.trace.unmerged().unwrap_or(&optimized.graph);
+        let decisions = model.decisions(unmerged, &merging, || self.merge.model(&calls))?;
+        if decisions.is_empty() {
+            return Ok(());
+        }
+        output.line(format_args!("\n{HEADING}merged or factored{HEADING:#}"))?;
+        decisions.iter().try_for_each(|decision| output.line(format_args!("  {decision}")))
     }
 }

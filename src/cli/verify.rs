@@ -4,6 +4,7 @@
 use super::agreement::{Agreement, TOLERANCE};
 use super::error::{CliError, Sought};
 use super::execute::{Execution, call};
+use super::merge_args::MergeArgs;
 use super::model::ModelArgs;
 use super::output::{BAD, FAINT, GOOD, HEADING, Output};
 use clap::Args;
@@ -33,9 +34,8 @@ pub struct Verify {
     /// The values of the parameters, under their names; random without
     #[arg(long, value_name = "SAFETENSORS")]
     weights: Option<PathBuf>,
-    /// Merge the adapter into the weights when it is loaded
-    #[arg(long)]
-    merge: bool,
+    #[command(flatten)]
+    merge: MergeArgs,
     /// Print the findings as JSON
     #[arg(long)]
     json: bool,
@@ -105,7 +105,8 @@ impl Verify {
             Some(file) => Some(model.weights(Some(file))?),
             None => None,
         };
-        let optimised = compile(&model.graph, &Options { merge: self.merge, ..Options::default() })?;
+        let merge = self.merge.merging(&model.calls(Bindings::new()))?;
+        let optimised = compile(&model.graph, &Options { merge, ..Options::default() })?;
         let as_built = compile(&model.graph, &Options { optimize: false, ..Options::default() })?;
         let case = Case {
             graph: &model.graph,

@@ -4,9 +4,11 @@ use super::PretrainedError;
 use crate::import::models::Architecture;
 use crate::import::peft::{AdaptableLayers, PeftAdapter};
 use crate::runtime::{Adapter, AdapterWeights, Bank, Base, Rows};
+use crate::{CompileError, Merging};
+use engraft_compiler::merging::{Decision, parameters};
 use engraft_ir::Graph;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A [`Bank`] that reads directories as PEFT lays them out. Shared by reference: every method may be called from any thread
 /// while calls run, and nothing is ever compiled.
@@ -14,11 +16,30 @@ pub struct AdapterBank {
     architecture: Architecture,
     layers: AdaptableLayers,
     bank: Bank,
+    merging: Merging,
+    /// The bytes of the base's weights.
+    base_bytes: u64,
+    /// Held while an adapter is decided of and loaded, where merged weights may take so much memory only.
+    deciding: Mutex<()>,
 }
 
 impl AdapterBank {
-    pub(super) fn new(architecture: Architecture, graph: &Graph, base: Base) -> Self {
-        Self { architecture, layers: AdaptableLayers::new(graph), bank: Bank::new(base) }
+    pub(super) fn new(
+        architecture: Architecture,
+        graph: &Graph,
+        base: Base,
+        merging: Merging,
+    ) -> Result<Self, PretrainedError> {
+        let modules = base.program().spec().adaptable.iter().map(|layer| layer.module.as_str());
+        merging.check_names(modules).map_err(CompileError::from)?;
+        Ok(Self {
+            architecture,
+            layers: AdaptableLayers::new(graph),
+            bank: Bank::new(base),
+            merging,
+            base_bytes: parameters(graph),
+            deciding: Mutex::new(()),
+        })
     }
 
     /// Loads the adapter in a directory under a new name.
@@ -26,7 +47,18 @@ impl AdapterBank {
     /// # Errors
     /// The name is taken, or the adapter cannot be read, is not supported or does not fit; the bank is then as it was.
     pub fn load(&self, name: &str, directory: impl AsRef<Path>) -> Result<(), PretrainedError> {
-        Ok(self.bank.load(name, &self.weights(directory)?)?)
+        self.load_updates(name, self.weights(directory)?)
+    }
+
+    /// As [`load`](Self::load) for what [`weights`](Self::weights) gave, or [`in_order`](crate::runtime::in_order) made of it.
+    /// Which layers are merged is decided here, and the weights' own word on it replaced.
+    ///
+    /// # Errors
+    /// The name is taken, or the adapter does not fit.
+    pub fn load_updates(&self, name: &str, mut weights: AdapterWeights) -> Result<(), PretrainedError> {
+        let _deciding = self.deciding();
+        self.decide(&mut weights, None);
+        Ok(self.bank.load(name, &weights)?)
     }
 
     /// Puts the adapter in a directory in the place of the one of this name. Calls under way go on with the old one.
@@ -34,7 +66,10 @@ impl AdapterBank {
     /// # Errors
     /// There is none of this name, or as [`load`](Self::load); the old one is then still there.
     pub fn replace(&self, name: &str, directory: impl AsRef<Path>) -> Result<(), PretrainedError> {
-        Ok(self.bank.replace(name, &self.weights(directory)?)?)
+        let mut weights = self.weights(directory)?;
+        let _deciding = self.deciding();
+        self.decide(&mut weights, Some(name));
+        Ok(self.bank.replace(name, &weights)?)
     }
 
     /// Takes an adapter out. Calls under way go on with it; its memory is free when the last of them ends.
@@ -79,6 +114,21 @@ impl AdapterBank {
         self.layers
             .updates(&adapter)
             .map_err(|source| PretrainedError::Attach { path: path.to_owned(), source: Box::new(source) })
+    }
+
+    /// Decides for each layer whether it is merged, as the option [`merge`](super::CompileOptions::merge) says, and says so in the
+    /// weights; the memory that merged weights may take is shared by all adapters in the bank but the one that is replaced.
+    /// For those that are loaded by their directories this is done in passing.
+    pub fn decide(&self, weights: &mut AdapterWeights, replaced: Option<&str>) -> Vec<Decision> {
+        let others = self.bank.list().into_iter().filter(|(name, _)| Some(name.as_str()) != replaced);
+        let taken = others.map(|(_, adapter)| adapter.merged_bytes() as u64).sum();
+        self.merging.mark(weights, None, self.base_bytes, taken)
+    }
+
+    /// Two that are loaded at once may not both take the same memory.
+    fn deciding(&self) -> Option<std::sync::MutexGuard<'_, ()>> {
+        let is_limited = self.merging.model().is_some_and(|model| model.workload.memory.is_some());
+        is_limited.then(|| self.deciding.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The bank itself.

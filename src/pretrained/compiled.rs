@@ -5,13 +5,13 @@ use super::{AdapterBank, Embedder, Generator, Pretrained, PretrainedError};
 use crate::import::models::{Architecture, GraphOptions, Kind, Logits};
 use crate::import::peft::AttachReport;
 use crate::runtime::{self, Context, Model, Rows, Session, Tensor, Weights};
-use crate::{Compiled, Options, compile};
+use crate::{Compiled, Merging, Options, compile};
 
 /// How a pretrained model is compiled.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct CompileOptions {
-    /// Merge the adapter into the weights when it is loaded.
-    pub merge: bool,
+    /// Which adapters are merged into their layers' weights when they are loaded: the one that is attached, or those of a bank.
+    pub merge: Merging,
     /// Whether adapters are put on the model while it runs, another on each row: [`CompiledModel::bank`].
     pub bank: bool,
     /// Whether the program tells the time of each step.
@@ -39,6 +39,7 @@ impl CompiledModel {
         let assembled =
             if bank { pretrained.assemble_bank(options)? } else { pretrained.assemble(options)? };
         let Assembled { graph, base, adapter, report } = assembled;
+        let (merge, of_bank) = if bank { (Merging::NEVER, merge) } else { (merge, Merging::NEVER) };
         let compiled = compile(&graph, &Options { merge, profile, ..Options::default() })?;
         let loaded = compiled.program.load_base(&base, Context::new(runtime)?)?;
         // What no stage reads again is not kept.
@@ -46,7 +47,8 @@ impl CompiledModel {
         pretrained.forget_weights();
         let model = loaded.load_adapter(&adapter)?;
         let architecture = || pretrained.architecture().clone();
-        let bank = bank.then(|| AdapterBank::new(architecture(), &graph, model.base().clone()));
+        let bank = bank.then(|| AdapterBank::new(architecture(), &graph, model.base().clone(), of_bank));
+        let bank = bank.transpose()?;
         Ok(Self { pretrained, options, report, compiled, model, bank })
     }
 

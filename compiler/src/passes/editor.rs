@@ -2,9 +2,11 @@
 //! rewrite. It knows nothing about patterns.
 
 use super::{Pass, PassError};
+use crate::merging::{Decision, Merging};
 use crate::trace::{Event, Reason, Refusal, Rewrite, Staged};
 use engraft_ir::{Graph, GraphError, NodeId, Op, Stage, Stages, text};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// A graph being edited by a pass.
 ///
@@ -20,6 +22,8 @@ pub struct Editor {
     /// Nodes added since the last rewrite was written down.
     added: Vec<NodeId>,
     events: Vec<Event>,
+    /// What is asked of the pass that merges.
+    merging: Arc<Merging>,
 }
 
 /// What a pass made.
@@ -32,11 +36,11 @@ pub struct Outcome {
 }
 
 impl Editor {
-    /// Runs a pass on a copy of a graph.
+    /// Runs a pass on a copy of a graph, with what is asked of the pass that merges.
     ///
     /// # Errors
     /// The pass's own.
-    pub fn apply(pass: &Pass, graph: &Graph) -> Result<Outcome, PassError> {
+    pub fn apply(pass: &Pass, graph: &Graph, merging: &Arc<Merging>) -> Result<Outcome, PassError> {
         let mut editor = Self {
             graph: graph.clone(),
             inferred: Stages::of(graph),
@@ -44,6 +48,7 @@ impl Editor {
             retired: BTreeSet::new(),
             added: Vec::new(),
             events: Vec::new(),
+            merging: Arc::clone(merging),
         };
         (pass.run)(&mut editor)?;
         editor.graph.prune();
@@ -190,6 +195,16 @@ impl Editor {
     /// Writes down that a value is kept for a later stage.
     pub(super) fn staged(&mut self, staged: Staged) {
         self.events.push(Event::Staged(staged));
+    }
+
+    /// Which adapters are to be merged.
+    pub(super) fn merging(&self) -> &Merging {
+        &self.merging
+    }
+
+    /// Writes down whether a layer is merged.
+    pub(super) fn decided(&mut self, decision: Decision) {
+        self.events.push(Event::Decided(decision));
     }
 
     /// What would go with a node that has no users: itself and whatever only it needs. Operands before users.

@@ -1,16 +1,18 @@
 //! Merging: an adapter that is known at load becomes part of its layer's weight, so that a call runs the plain layer.
-//! Not in the default list, since it takes a weight of its own for every adapter; `Options::merge` asks for it.
-//! What cannot be merged is an error, because the caller asked.
+//! Not in the default list, since it takes a weight of its own for every adapter; `Options::merge` asks for it, for all
+//! layers or some. What cannot be merged though it is asked for is an error; where the cost decides, it stays as it is.
 
 use super::{Editor, Pass, PassError};
-use engraft_ir::ops::{Binary, Dense, Dora, Lora, LoraDelta, Magnitude, OutputDora};
-use engraft_ir::{NodeId, Op, Stage};
+use crate::merging::survey;
+use engraft_ir::ops::{Binary, Dense, Dora, Lora, LoraDelta, Magnitude};
+use engraft_ir::{NodeId, Op};
+use std::collections::BTreeSet;
 use thiserror::Error;
 
 /// The pass.
 pub const PASS: Pass = Pass { name: "merge", summary: "put each adapter into its layer's weight", run };
 
-/// Why an adapter cannot be merged.
+/// Why an adapter cannot be merged, or is not known to be worth it.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum MergeError {
     /// The output form depends on each input.
@@ -32,17 +34,48 @@ pub enum MergeError {
         /// The operand.
         name: String,
     },
+    /// A dim that the cost depends on.
+    #[error("`{node}` has a dim `{dim}` that is open until it is loaded, so its cost is not known")]
+    Open {
+        /// The node.
+        node: String,
+        /// The dim.
+        dim: String,
+    },
+    /// Nothing says what it costs.
+    #[error("there is no cost model to decide `{node}` by")]
+    NoModel {
+        /// The node.
+        node: String,
+    },
+    /// A layer that the caller names is not there.
+    #[error("there is no adapted layer `{name}`; there are: {}", list(.known))]
+    Unknown {
+        /// The name.
+        name: String,
+        /// The names there are.
+        known: Vec<String>,
+    },
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
 fn run(editor: &mut Editor) -> Result<(), PassError> {
+    let decisions = survey(editor.graph(), editor.merging(), None)?;
+    let merged: BTreeSet<_> = decisions.iter().filter(|d| d.merged).map(|d| d.layer.clone()).collect();
+    for decision in decisions {
+        editor.decided(decision);
+    }
     for id in editor.order() {
-        match *editor.graph().node(id).op() {
+        let node = editor.graph().node(id);
+        if !merged.contains(node.name()) {
+            continue;
+        }
+        match *node.op() {
             Op::Dora(Dora { scale }) => merge(editor, id, scale, Some(Dora::GAIN), Dora::BIAS)?,
             Op::Lora(Lora { scale }) => merge(editor, id, scale, None, Lora::BIAS)?,
-            Op::OutputDora(OutputDora { .. }) => {
-                let node = editor.graph().node(id).name().to_owned();
-                return Err(MergeError::OutputDora { node }.into());
-            }
             _ => {}
         }
     }
@@ -57,9 +90,6 @@ fn merge(
     gain: Option<usize>,
     bias: usize,
 ) -> Result<(), PassError> {
-    for slot in [Some(Dora::WEIGHT), Some(Dora::A), Some(Dora::B), gain].into_iter().flatten() {
-        check_loaded(editor, id, slot)?;
-    }
     let graph = editor.graph();
     let name = graph.node(id).name().to_owned();
     let operand = |slot| graph.operand(id, slot);
@@ -75,16 +105,4 @@ fn merge(
     let new = editor.add(&format!("{name}.dense"), Dense {}, &[x, Some(merged), bias])?;
     editor.replace("merge", id, new, vec!["weight and adapter are known before the call".to_owned()])?;
     Ok(())
-}
-
-fn check_loaded(editor: &Editor, id: NodeId, slot: usize) -> Result<(), MergeError> {
-    let graph = editor.graph();
-    let Some(operand) = graph.operand(id, slot).filter(|&o| editor.stage(o) == Stage::Call) else {
-        return Ok(());
-    };
-    Err(MergeError::Live {
-        node: graph.node(id).name().to_owned(),
-        operand: graph.node(id).op().info().slots[slot].name,
-        name: graph.node(operand).name().to_owned(),
-    })
 }

@@ -11,6 +11,7 @@ mod error;
 mod fuse;
 mod items;
 pub mod kernel;
+pub mod merge_cost;
 mod print;
 pub mod roofline;
 mod storage;

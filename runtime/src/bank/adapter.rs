@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::form::{Form, FormError, Layer, LayerWeights};
 use crate::load::Base;
+use crate::memory::Buffer;
 
 /// What an adapter does, by the name of the layer that it does it to.
 pub type AdapterWeights = BTreeMap<String, LayerWeights>;
@@ -39,7 +40,7 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Computes what is known once an adapter is loaded: packed A and B, and `DoRA`'s gains.
+    /// Computes what is known once an adapter is loaded: packed A and B, and `DoRA`'s gains, or merged weights.
     ///
     /// # Errors
     /// A layer isn't there, or a tensor doesn't fit; nothing is kept then.
@@ -80,16 +81,22 @@ impl Adapter {
 
     /// The bytes that it takes.
     pub fn bytes(&self) -> usize {
-        let is_first =
-            |index: &usize| !self.forms[..*index].iter().flatten().any(|form| self.is(form, *index));
-        (0..self.forms.len())
-            .filter(is_first)
-            .filter_map(|index| self.forms[index].as_ref())
-            .map(|form| form.bytes())
-            .sum()
+        self.distinct().map(Form::bytes).sum()
     }
 
-    /// The layers that it changes, in the program's order, with their ranks.
+    /// The forms, each once.
+    fn distinct(&self) -> impl Iterator<Item = &Form> {
+        let is_first =
+            |index: &usize| !self.forms[..*index].iter().flatten().any(|form| self.is(form, *index));
+        (0..self.forms.len()).filter(is_first).filter_map(|index| self.forms[index].as_deref())
+    }
+
+    /// The bytes of its merged weights, which [`bytes`](Self::bytes) counts too.
+    pub fn merged_bytes(&self) -> usize {
+        self.distinct().filter_map(|form| form.weight.as_ref()).map(Buffer::bytes).sum()
+    }
+
+    /// The layers that it changes, in the program's order, with the rank of what a call adds to them: 0 if it is merged.
     pub fn layers(&self) -> impl Iterator<Item = (&str, usize)> {
         let layers = self.base.program().spec().adaptable.iter().zip(&self.forms);
         layers.filter_map(|(layer, form)| Some((layer.module.as_str(), form.as_ref()?.rank)))

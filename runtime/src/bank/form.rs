@@ -1,5 +1,6 @@
 //! The normal form of what an adapter does to one layer, `y = gain ∘ (x Wᵀ + (x Aᵀ) Bᵀ) + bias + shift`, each part
-//! optional, and how it is made of one update or several in a row. Knows nothing about names and calls.
+//! optional, and how it is made of one update or several in a row. Knows nothing about names and calls. A form may be
+//! merged: a weight of its own then stands for W, A, B and the gain.
 //!
 //! Several updates stay inside the form. After a state `g ∘ (W + D)`, an update E makes
 //! `g ∘ (W + D) + E = g ∘ (W + (D + E / g))`, and one with a gain γ of its own (`DoRA`, whose norm is of W + E alone) makes
@@ -8,7 +9,7 @@
 use std::sync::Arc;
 
 use crate::abi::{Pack, Packing};
-use crate::kernels::{Kernels, NormBlock};
+use crate::kernels::{Kernels, MergeBlock, NormBlock};
 use crate::memory::Buffer;
 use crate::panels::{self, PANEL, Panel};
 use crate::tensor::{DType, Tensor};
@@ -35,6 +36,16 @@ pub struct LayerWeights {
     pub updates: Vec<Update>,
     /// `[out]`, in the place of the layer's own bias.
     pub bias: Option<Arc<Tensor>>,
+    /// Whether a weight of the adapter's own is made of W and the updates, so that a call computes nothing beside it and reads
+    /// it in the place of W. It takes as many bytes as W.
+    pub merge: bool,
+}
+
+impl LayerWeights {
+    /// The rank of all updates together.
+    pub fn rank(&self) -> usize {
+        self.updates.iter().map(Update::rank).sum()
+    }
 }
 
 /// Why an adapter doesn't fit a layer.
@@ -99,8 +110,10 @@ pub(crate) struct Layer {
 /// The normal form. Buffers that are empty stand for what is absent.
 #[derive(Debug)]
 pub(crate) struct Form {
-    /// Of all updates together.
+    /// Of all updates together; 0 if they are merged.
     pub(crate) rank: usize,
+    /// Panels of the merged weight `[out, k]`, in the place of the layer's.
+    pub(crate) weight: Option<Buffer>,
     /// A `[rank, k]`, packed as rows.
     pub(crate) a: Buffer,
     /// B `[out, rank]` with its scale, and the gain.
@@ -119,7 +132,7 @@ impl Form {
         weights: &LayerWeights,
         kernels: &Kernels,
     ) -> Result<Form, FormError> {
-        let LayerWeights { updates, bias } = weights;
+        let LayerWeights { updates, bias, merge } = weights;
         for update in updates {
             check(layer, update)?;
         }
@@ -138,15 +151,48 @@ impl Form {
             Some(panels) => panels,
             None => FactorPanels::new(layer.out, (&b, rank), 1.0, has_gain)?,
         };
+        let changes_weight = rank > 0 || gain.is_some();
         if let Some(gain) = &gain {
             b.set_gain(gain);
         }
-        Ok(Form { rank, a, b, bias, shift: shift.map(|shift| copy(&shift)).transpose()? })
+        let shift = shift.map(|shift| copy(&shift)).transpose()?;
+        let form = Form { rank, weight: None, a, b, bias, shift };
+        // A bias alone leaves the weight as it is.
+        // SAFETY: the caller's panels and kernels.
+        if *merge && changes_weight { unsafe { form.merged(layer, kernels) } } else { Ok(form) }
+    }
+
+    /// The same with a weight of its own, which takes in A, B and the gain.
+    ///
+    /// # Safety
+    /// As for [`Form::new`].
+    unsafe fn merged(self, layer: Layer, kernels: &Kernels) -> Result<Form, FormError> {
+        let weight = floats(Packing::Panels.len(layer.out, layer.k))?;
+        for panel in all_panels(layer.out) {
+            // SAFETY: the panel is one of the layer's, of B's and of the new weight's.
+            unsafe {
+                (kernels.merge)(&MergeBlock {
+                    k: layer.k,
+                    rank: self.rank,
+                    width: panel.width,
+                    columns: panel.columns,
+                    w: layer.weight.add(panel.first * layer.k),
+                    a: self.a.floats(),
+                    a_stride: panels::row_stride(layer.k),
+                    b: self.b.b(panel),
+                    gain: if self.b.has_gain { self.b.panel(panel) } else { std::ptr::null() },
+                    merged: weight.floats().add(panel.first * layer.k),
+                });
+            }
+        }
+        let Form { bias, shift, .. } = self;
+        let (a, b) = (Buffer::EMPTY, FactorPanels::new(layer.out, (&[], 0), 1.0, false)?);
+        Ok(Form { rank: 0, weight: Some(weight), a, b, bias, shift })
     }
 
     /// The bytes it takes.
     pub(crate) fn bytes(&self) -> usize {
-        let vectors = [&self.bias, &self.shift].into_iter().flatten();
+        let vectors = [&self.weight, &self.bias, &self.shift].into_iter().flatten();
         self.a.bytes() + self.b.panels.bytes() + vectors.map(Buffer::bytes).sum::<usize>()
     }
 }

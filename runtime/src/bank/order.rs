@@ -22,7 +22,7 @@ pub struct OrderError {
 
 /// Adapters one after the other: with `D = s B A`, `LoRA` after `LoRA` is `W + D1 + D2`, and `DoRA` after `DoRA`
 /// `g2 (g1 (W + D1) + D2)`, where each norm is of the unmerged W and its own update alone. The order matters as soon as one
-/// of them is `DoRA`.
+/// of them is `DoRA`. A layer that one of them merges is merged.
 ///
 /// # Errors
 /// Two of them replace one bias.
@@ -31,9 +31,10 @@ pub fn in_order<'a>(
 ) -> Result<AdapterWeights, OrderError> {
     let (mut all, mut biases) = (AdapterWeights::new(), BTreeMap::new());
     for (index, adapter) in adapters.into_iter().enumerate() {
-        for (module, LayerWeights { updates, bias }) in adapter {
+        for (module, LayerWeights { updates, bias, merge }) in adapter {
             let layer = all.entry(module.clone()).or_default();
             layer.updates.extend(updates.iter().cloned());
+            layer.merge |= merge;
             if let Some(bias) = bias {
                 if let Some(first) = biases.insert(module.clone(), index) {
                     return Err(OrderError { module: module.clone(), first, second: index });

@@ -2,12 +2,13 @@
 //! read once for all rows of a block and each piece of it is finished with its own adapter's B, gain and bias.
 //!
 //! W's panel passes once for all of them, and what is read from memory meanwhile hides behind its arithmetic. A row's sum is
-//! the same in the same order as if it were alone, so its bits do not depend on its neighbours.
+//! the same in the same order as if it were alone, so its bits do not depend on its neighbours. A piece whose adapter is
+//! merged is a product with a weight of its own, and shares nothing.
 
 use super::{DOT_ROWS, Product, context};
 use crate::abi::Frame;
 use crate::bank::{Piece, Runs};
-use crate::kernels::{DotBlock, Finish};
+use crate::kernels::{Block, DotBlock, Finish, Kernels};
 use crate::memory::Buffer;
 use crate::workers::Shared;
 
@@ -109,17 +110,52 @@ unsafe fn outputs(frame: *const Frame, product: &Product<'_>, adapters: Adapters
         let pieces = adapters.pieces(0, product.rows).map(|piece| finish(product, &piece));
         (context(frame), adapters.runs.finishes(pieces))
     };
-    let shared = Shared((frame, *product, finishes));
+    // SAFETY: the caller's adapters.
+    let mut pieces = unsafe { adapters.pieces(0, product.rows) };
+    let merged = pieces.any(|piece| piece.form.is_some_and(|form| form.weight.is_some()));
+    let shared = Shared((frame, *product, finishes, adapters));
     context.workers.run(product.tasks(), product.operations(), &|task| {
-        let (frame, product, finishes) = *shared.get();
+        let (frame, product, finishes, adapters) = *shared.get();
         let (row, panel) = product.place(task);
         // SAFETY: `place` yields each block of the output once, and the finishes cover all rows.
         unsafe {
             let block = product.block(row, panel, finishes);
-            (context.kernels.product)(&block);
+            if merged {
+                let pieces = adapters.pieces(row.first, row.first + block.rows);
+                by_weight(&block, pieces, context.kernels);
+            } else {
+                (context.kernels.product)(&block);
+            }
             product.epilogue(frame, row, block.rows, panel);
         }
     });
+}
+
+/// A block some of whose rows have weights of their own: these each for itself, those between them together.
+///
+/// # Safety
+/// As for [`outputs`]; the pieces are those of the block.
+unsafe fn by_weight<'a>(block: &Block<'_>, pieces: impl Iterator<Item = Piece<'a>>, kernels: &Kernels) {
+    let product = |first: usize, end: usize, w: *const f32| {
+        if first < end {
+            let skipped = first - block.first_row;
+            // SAFETY: rows `first..end` are the block's, and `w` is its panel of the weight that they have.
+            unsafe {
+                let (x, y) = (block.x.add(skipped * block.k), block.y.add(skipped * block.y_stride));
+                (kernels.product)(&Block { rows: end - first, x, y, w, first_row: first, ..*block });
+            }
+        }
+    };
+    let mut first = block.first_row;
+    for piece in pieces {
+        if let Some(weight) = piece.form.and_then(|form| form.weight.as_ref()) {
+            product(first, piece.first, block.w);
+            let own = weight.floats().cast_const().wrapping_add(block.first_column * block.k);
+            product(piece.first, piece.end, own);
+            first = piece.end;
+        }
+    }
+    product(first, block.first_row + block.rows, block.w);
 }
 
 /// What follows the sums of a piece's rows.

@@ -12,8 +12,8 @@ use core::arch::x86_64::{
 };
 
 use super::{
-    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, attention, dot, norm, stream,
-    tile, unary,
+    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, MergeBlock, NormBlock, attention, dot, merge,
+    norm, stream, tile, unary,
 };
 use crate::abi::Unary;
 use crate::panels::LANE;
@@ -24,6 +24,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     product,
     dot,
     row_norm,
+    merge,
     attention,
     unary,
     stream,
@@ -45,6 +46,12 @@ unsafe fn dot(block: &DotBlock) {
 unsafe fn row_norm(block: &NormBlock) {
     // SAFETY: the block is the caller's promise, the instructions this function's.
     unsafe { norm::row_norm::<Ymm>(block) }
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn merge(block: &MergeBlock) {
+    // SAFETY: the block is the caller's promise, the instructions this function's.
+    unsafe { merge::merge::<Ymm>(block) }
 }
 
 #[target_feature(enable = "avx2,fma")]

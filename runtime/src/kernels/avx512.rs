@@ -14,8 +14,8 @@ use core::arch::x86_64::{
 };
 
 use super::{
-    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, attention, dot, norm, stream,
-    tile, unary,
+    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, MergeBlock, NormBlock, attention, dot, merge,
+    norm, stream, tile, unary,
 };
 use crate::abi::Unary;
 use crate::panels::LANE;
@@ -26,6 +26,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     product,
     dot,
     row_norm,
+    merge,
     attention,
     unary,
     stream,
@@ -47,6 +48,12 @@ unsafe fn dot(block: &DotBlock) {
 unsafe fn row_norm(block: &NormBlock) {
     // SAFETY: the block is the caller's promise, the instructions this function's.
     unsafe { norm::row_norm::<Zmm>(block) }
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn merge(block: &MergeBlock) {
+    // SAFETY: the block is the caller's promise, the instructions this function's.
+    unsafe { merge::merge::<Zmm>(block) }
 }
 
 #[target_feature(enable = "avx512f")]

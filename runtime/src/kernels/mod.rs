@@ -1,5 +1,6 @@
 //! The kernels: one table of functions for each instruction set, chosen at run time. What they compute and in which
-//! order is written once, in `tile` (products), `dot` (products with few outputs), `norm` (row norms), `attention`, `unary`
+//! order is written once, in `tile` (products), `dot` (products with few outputs), `norm` (row norms), `merge` (merged
+//! weights), `attention`, `unary`
 //! (elementwise functions, whose formulas are in `exp`, `gate` and `sine`) and `stream` (a plain read), over [`Lanes`]; an
 //! instruction set is an implementation of that trait. Kernels know nothing about batches, threads or frames.
 //!
@@ -15,6 +16,7 @@ mod attention;
 mod dot;
 mod exp;
 mod gate;
+mod merge;
 mod norm;
 mod portable;
 mod sine;
@@ -34,9 +36,10 @@ use crate::panels::LANE;
 
 pub(crate) use attention::{AttentionBlock, Mask, VECTORS};
 pub(crate) use dot::DotBlock;
+pub(crate) use merge::MergeBlock;
 pub(crate) use norm::NormBlock;
 pub(crate) use stream::STREAM_STEP;
-pub(crate) use tile::{Block, Finish};
+pub(crate) use tile::{Block, Finish, K_BLOCK};
 
 /// Sixteen floats side by side, in whatever registers an instruction set has for them.
 ///
@@ -97,6 +100,7 @@ pub struct Kernels {
     pub(crate) product: unsafe fn(&Block<'_>),
     pub(crate) dot: unsafe fn(&DotBlock),
     pub(crate) row_norm: unsafe fn(&NormBlock),
+    pub(crate) merge: unsafe fn(&MergeBlock),
     pub(crate) attention: unsafe fn(&AttentionBlock),
     pub(crate) unary: unsafe fn(&Unary),
     pub(crate) stream: unsafe fn(*const f32, usize) -> f32,

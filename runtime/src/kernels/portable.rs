@@ -1,8 +1,8 @@
 //! Kernels in plain Rust, which the compiler turns into whatever vectors the target has.
 
 use super::{
-    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, NormBlock, attention, dot, norm, stream,
-    tile, unary,
+    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, MergeBlock, NormBlock, attention, dot, merge,
+    norm, stream, tile, unary,
 };
 use crate::abi::Unary;
 use crate::panels::LANE;
@@ -13,6 +13,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     product,
     dot,
     row_norm,
+    merge,
     attention,
     unary,
     stream,
@@ -31,6 +32,11 @@ unsafe fn dot(block: &DotBlock) {
 unsafe fn row_norm(block: &NormBlock) {
     // SAFETY: the block is the caller's promise; plain Rust runs on any CPU.
     unsafe { norm::row_norm::<Floats>(block) }
+}
+
+unsafe fn merge(block: &MergeBlock) {
+    // SAFETY: the block is the caller's promise; plain Rust runs on any CPU.
+    unsafe { merge::merge::<Floats>(block) }
 }
 
 unsafe fn attention(block: &AttentionBlock) {

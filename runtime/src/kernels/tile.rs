@@ -16,7 +16,7 @@ use crate::panels::{LANE, PANEL};
 /// Rows of the highest tile. With the three lanes of a panel, 24 of AVX-512's 32 registers are sums.
 pub(crate) const TILE_ROWS: usize = 8;
 /// Inputs per block: a panel's are 192 KiB, 128 rows of x are 512 KiB, and both stay in a second-level cache of 1 MiB.
-const K_BLOCK: usize = 1024;
+pub(crate) const K_BLOCK: usize = 1024;
 /// How many steps of k ahead of its use a line of the panel is fetched into the first-level cache.
 const PREFETCH_STEPS: usize = 16;
 

@@ -12,7 +12,7 @@ use engraft::compiler::values::to_value;
 use engraft::ir::Graph;
 use engraft::runtime::measure::{Stream, Tile};
 use engraft::runtime::{Context, Model, Tensor, Weights};
-use engraft::{Compiled, Options, compile};
+use engraft::{Compiled, Merging, Options, compile};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,7 @@ impl Loader<'_> {
     }
 
     fn model(&self, graph: &Graph, merge: bool, context: &Arc<Context>) -> Result<Model, CliError> {
-        self.load(&compile(graph, &Options { merge, ..Options::default() })?, context)
+        self.load(&compile(graph, &Options { merge: Merging::all(merge), ..Options::default() })?, context)
     }
 }
 

@@ -14,7 +14,7 @@ use engraft::compiler::trace::Trace;
 use engraft::compiler::values::to_value;
 use engraft::ir::Graph;
 use engraft::runtime::{Context, Model, Options as RuntimeOptions, Rows, Tensor};
-use engraft::{Compiled, Options, compile};
+use engraft::{Compiled, Merging, Options, compile};
 use example::{Example, LAYER, Recorded};
 use serde::Serialize;
 use std::num::NonZeroUsize;
@@ -33,7 +33,7 @@ pub struct Demo {
 const BATCHES: [usize; 2] = [1, 32];
 
 /// How to run the graph as it was built: nothing rewritten, no kernels fused.
-const AS_BUILT: Options = Options { optimize: false, merge: false, profile: false };
+const AS_BUILT: Options = Options { optimize: false, merge: Merging::NEVER, profile: false };
 
 /// How far a program is from the recording.
 #[derive(Serialize)]

@@ -62,6 +62,7 @@ pub fn trace(output: &mut Output, trace: &Trace) -> Result<(), CliError> {
                 Event::Staged(Staged { node, ty, stage, consumer }) => {
                     format!("     {node}: {ty} is kept from {stage} load on, for each {consumer}")
                 }
+                Event::Decided(decision) => format!("     {decision}"),
             };
             output.line(wrapped(&line))?;
         }

@@ -5,6 +5,7 @@ use super::arrays::{ALPHA, Layer};
 use crate::contender::{Entry, Who};
 use crate::error::Error;
 use crate::ours::Loaded;
+use engraft::Merging;
 use engraft::prelude::*;
 use engraft::runtime::{self, Context};
 use std::sync::Arc;
@@ -30,7 +31,7 @@ impl Programs {
     /// None that a sound build gives rise to.
     pub fn new(shape: Shape) -> Result<Self, Error> {
         let options = Options::default();
-        let merge = Options { merge: true, ..options };
+        let merge = Options { merge: Merging::ALWAYS, ..options };
         let programs = vec![
             (Who::Dense, compile(&base(shape)?, &options)?),
             (Who::Dora, compile(&dora(shape, Adapter::Frozen)?, &options)?),

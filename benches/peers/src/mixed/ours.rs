@@ -35,7 +35,7 @@ impl Loaded {
         for (index, adapter) in layer.adapters.iter().enumerate() {
             for meaning in [Meaning::OwnDora, Meaning::FewLora] {
                 let update = update(adapter, layer.scale(), meaning);
-                let layer = LayerWeights { updates: vec![update], bias: None };
+                let layer = LayerWeights { updates: vec![update], ..LayerWeights::default() };
                 bank.load(&name(meaning, index), &AdapterWeights::from([(MODULE.to_owned(), layer)]))?;
             }
         }

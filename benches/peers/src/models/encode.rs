@@ -10,6 +10,7 @@ use crate::python;
 use crate::results::Point;
 use crate::session::Session;
 use crate::workload::Workload;
+use engraft::Merging;
 use engraft::import::models::GraphOptions;
 use engraft::import::safetensors;
 use engraft::pretrained::{CompileOptions, CompiledModel, Pretrained};
@@ -74,7 +75,11 @@ struct Forms {
 
 /// Our three programs. Each serves every size.
 fn programs(model: &Path, adapter: &Path) -> Result<[(Who, CompiledModel); 3], Error> {
-    let options = |merge| CompileOptions { merge, runtime: one_thread(), ..CompileOptions::default() };
+    let options = |merge| CompileOptions {
+        merge: Merging::all(merge),
+        runtime: one_thread(),
+        ..CompileOptions::default()
+    };
     let adapted = |merge| Ok::<_, Error>(Pretrained::open(model)?.adapter(adapter)?.compile(options(merge))?);
     Ok([
         (Who::Dense, Pretrained::open(model)?.compile(options(false))?),
