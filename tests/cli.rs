@@ -278,6 +278,44 @@ fn show_tells_what_is_merged_and_why() {
     }
 }
 
+/// What is said of merging matters or is refused.
+#[test]
+fn what_is_said_of_merging_in_vain_is_refused() {
+    let place = Place::new();
+    let (model, output, adapter) = (place.path("mlp.txt"), place.path("y.safetensors"), case("dora"));
+    let (weights, io) = (dora("base.safetensors"), dora("io.safetensors"));
+    let run = ["run", &model, "--weights", &weights, "--input", &io, "--output", &output];
+    let adapted = [&run[..], &["--adapter", adapter.to_str().unwrap()]].concat();
+    for option in ["--calls-per-swap", "--merge-memory", "--rows-per-call"] {
+        for rule in [&[][..], &["--merge"]] {
+            refuses(&[&adapted[..], rule, &[option, "7"]].concat(), &[option, "--merge=auto"]);
+        }
+    }
+    for said in ["fc9=merged", "fc9=factored"] {
+        refuses(&[&adapted[..], &["--merge-layer", said]].concat(), &["no adapted layer `fc9`"]);
+    }
+    assert!(!std::path::Path::new(&output).exists());
+}
+
+/// Adapters of rows are merged or not for as many rows as the layers have.
+#[test]
+fn show_counts_the_rows_of_layers_that_rows_adapt() {
+    let place = Place::new();
+    let (text, rows) = (place.path("mlp.txt"), place.path("rows.txt"));
+    fs::write(&rows, "a\n-\n").unwrap();
+    let adapter = format!("a={}", case("dora").display());
+    let plan = ["show", &text, "--stage", "plan", "--adapter", &adapter, "--rows", &rows];
+    for (more, counted) in [
+        (&[][..], "(32 rows, "),
+        (&["--dim", "batch=1000"], "(1000 rows, "),
+        (&["--rows-per-call", "5"], "(5 rows, "),
+    ] {
+        let printed = succeeds(&[&plan[..], more].concat());
+        let (_, lines) = printed.split_once("\n\nmerged or factored\n").unwrap();
+        assert!(lines.lines().all(|line| line.contains(counted)), "{lines}");
+    }
+}
+
 /// Every kernel of every stage, with its time and its bound, and the numbers as without.
 #[test]
 fn run_profiles_each_kernel() {

@@ -163,6 +163,7 @@ fn embed_prints_lines_of_json_or_writes_an_array() {
     assert_eq!(array.shape(), [12, 384]);
     let array: Vec<f64> = array.iter().map(|&x| f64::from(x)).collect();
     assert_close(&array, &theirs, 1e-5, 1e-4);
+    assert!(fails(&["embed", path(&minilm), "--merge"]).contains("no adapter that could be merged"));
 }
 
 #[test]

@@ -60,7 +60,7 @@ pub struct Decision {
 pub enum Why {
     /// It costs less.
     Cost,
-    /// Merged weights may take so many bytes, which others take.
+    /// Merged weights may take so many bytes together, and others take too much of it.
     Memory(u64),
     /// The caller says so of all layers.
     Rule,
@@ -86,9 +86,9 @@ impl Merging {
         if merged { Merging::ALWAYS } else { Merging::NEVER }
     }
 
-    /// Whether no layer is merged, whatever the graph.
+    /// Whether nothing is asked for of any graph.
     pub fn is_never(&self) -> bool {
-        self.rule == MergeRule::Never && !self.layers.values().any(|&merged| merged)
+        self.rule == MergeRule::Never && self.layers.is_empty()
     }
 
     /// What the caller says of a layer, if anything.
@@ -109,13 +109,14 @@ impl Merging {
         }
     }
 
-    /// What is done with each of some layers: name, estimate, and whether the model may choose merging. `memory` is what merged
-    /// weights may still take; those that the caller asks for take of it first.
-    pub fn decide(&self, layers: Vec<Adapted>, memory: Option<u64>) -> Vec<Decision> {
+    /// What is done with each of some layers. `memory` is what merged weights may take, and `taken` what others take of it
+    /// already; those that the caller asks for take of it first.
+    fn decide(&self, layers: Vec<Adapted>, memory: Option<u64>, taken: u64) -> Vec<Decision> {
         let is_open = |layer: &Adapted| self.said(&layer.name).is_none();
         let said = layers.iter().filter(|layer| matches!(self.said(&layer.name), Some((true, _))));
-        let taken = said.filter_map(|layer| layer.estimate.as_ref().ok()).map(|estimate| estimate.bytes);
-        let left = memory.map(|memory| memory.saturating_sub(taken.fold(0, u64::saturating_add)));
+        let said = said.filter_map(|layer| layer.estimate.as_ref().ok()).map(|estimate| estimate.bytes);
+        let taken = said.fold(taken, u64::saturating_add);
+        let left = memory.map(|memory| memory.saturating_sub(taken));
         let open: Vec<_> = layers.iter().filter(|layer| is_open(layer)).collect();
         let open: Vec<_> = open.iter().filter_map(|layer| layer.estimate.as_ref().ok()).copied().collect();
         let mut choices = choose(&open, left).into_iter();
@@ -167,8 +168,7 @@ impl Merging {
             },
         };
         let memory = model.and_then(|model| model.workload.memory);
-        let left = memory.map(|memory| memory.saturating_sub(taken));
-        let decisions = self.decide(updated().map(adapted).collect(), left);
+        let decisions = self.decide(updated().map(adapted).collect(), memory, taken);
         for decision in &decisions {
             if let Some(layer) = adapter.get_mut(&decision.layer) {
                 layer.merge = decision.merged;
@@ -187,7 +187,8 @@ impl CostModel {
         };
         let (out, k) = (extent(|update| update.b.shape().first()), extent(|update| update.a.shape().get(1)));
         let layer = Layer { out, k, rank: weights.rank() as u64, copies: 1 };
-        let beside = self.workload.beside.saturating_add(base.saturating_sub(4 * out.saturating_mul(k)));
+        let beside =
+            self.workload.beside.saturating_add(base.saturating_sub(out.saturating_mul(k).saturating_mul(4)));
         Estimate::new(layer, Workload { beside, ..self.workload }, &self.rates)
     }
 }
@@ -230,14 +231,14 @@ pub fn survey(
             let rows = rows[..rows.len().saturating_sub(1)].iter().map(|dim| dim.eval(&model.dims));
             let rows: Option<Vec<_>> = rows.map(Result::ok).collect();
             let rows = rows.map_or(model.workload.rows, |rows| rows.into_iter().fold(1, u64::saturating_mul));
-            let own = 4 * layer.out.saturating_mul(layer.k);
+            let own = layer.out.saturating_mul(layer.k).saturating_mul(4);
             let beside = model.workload.beside.saturating_add(beside.saturating_sub(own));
             Ok(Estimate::new(layer, Workload { rows, adapters: 1, beside, ..model.workload }, &model.rates))
         });
         layers.push(Adapted { name: node.name().to_owned(), estimate });
     }
     merging.check_names(layers.iter().map(|layer| layer.name.as_str()))?;
-    Ok(merging.decide(layers, model.and_then(|model| model.workload.memory)))
+    Ok(merging.decide(layers, model.and_then(|model| model.workload.memory), 0))
 }
 
 /// Whether an adapter can be merged: its operands are known before the call, and a weight computes it.

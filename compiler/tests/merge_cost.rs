@@ -50,13 +50,15 @@ fn times_are_what_one_works_out_by_hand() {
     assert_eq!(one.bytes, 38_400);
 
     let four = Estimate::new(LAYER, Workload { adapters: 4, ..workload }, &machine());
-    // Four tiles of two rows, each of panels that nothing has fetched: between 2 and 9 ns. Four A are read, and B, and the sums
-    // of x Wᵀ rest in y in between.
+    // Four tiles of two rows, each of panels that nothing has fetched: between 2 and 9 ns. Four A are read, and the sums of
+    // x Wᵀ rest in y until they are taken up again; B is fetched in the shade of the tiles.
     close(four.merged, 4.0 * 2.0 * 100.0 * 3e-9);
-    close(four.factored, one.merged + 4.0 * (1600.0 + 1536.0) / 192e9 + 64e-9 + 8.0 * 8.0 * 96.0 / 192e9);
-    // Two tiles of eight rows: only the first of them.
+    close(four.factored, one.merged + 4.0 * 1600.0 / 192e9 + 64e-9 + 8.0 * 8.0 * 96.0 / 192e9);
+    // Two tiles of eight rows: only the first of them. As it is, one tile may have rows of both, and each B is read.
     let high = Estimate::new(LAYER, Workload { rows: 32, adapters: 2, ..workload }, &machine());
     close(high.merged, 2.0 * 2.0 * 100.0 * (9e-9 + 8e-9));
+    let factors = 2.0 * (1600.0 + 1536.0) / 192e9 + 2.0 * 2.0 * 4.0 * 16e-9;
+    close(high.factored, 2.0 * 100.0 * 32e-9 + factors + 8.0 * 8.0 * 96.0 / 192e9);
     // A row of each adapter cannot be more than there are rows.
     assert_eq!(Estimate::new(LAYER, Workload { adapters: 9, ..workload }, &machine()).workload.adapters, 8);
 }

@@ -84,6 +84,15 @@ pub enum CliError {
     /// Adapters cannot be merged, or taken out again.
     #[error(transparent)]
     Merge(Box<MergeError>),
+    /// Something is to be merged, but there is no adapter.
+    #[error("there is no adapter that could be merged; --adapter names one")]
+    NothingToMerge,
+    /// An option that only estimates depend on, where none is made.
+    #[error("{option} matters where estimates decide what is merged, with --merge=auto")]
+    WithoutEstimate {
+        /// The option.
+        option: &'static str,
+    },
     /// There is something where a directory should be written.
     #[error("{}: there is something already; the output must not exist or be an empty directory", path.display())]
     OutputExists {

@@ -12,7 +12,8 @@ use engraft::runtime::measure::Rates;
 /// Which adapters are merged.
 #[derive(Args)]
 pub struct MergeArgs {
-    /// Merge adapters into their layers' weights when they are loaded: with auto, where that costs less on this machine
+    /// Merge adapters into their layers' weights when they are loaded: with auto, where that costs less on one thread of this
+    /// machine, as it is measured then
     #[arg(
         long,
         value_enum,
@@ -26,13 +27,13 @@ pub struct MergeArgs {
     /// Whether one layer is merged, whatever --merge says of the others; again and again
     #[arg(long, value_name = "NAME=merged|factored", value_parser = layer)]
     merge_layer: Vec<(String, bool)>,
-    /// For --merge=auto: the calls that an adapter serves until it is swapped [default: all, it stays]
+    /// For --merge=auto and show: the calls that an adapter serves until it is swapped [default: all, it stays]
     #[arg(long, value_name = "CALLS", value_parser = calls)]
     calls_per_swap: Option<f64>,
-    /// For --merge=auto: the bytes that merged weights may take together [default: any]
+    /// For --merge=auto and show: the bytes that merged weights may take together [default: any]
     #[arg(long, value_name = "BYTES")]
     merge_memory: Option<u64>,
-    /// For --merge=auto: the rows that a layer computes in a call, where no dims tell
+    /// For --merge=auto and show: the rows that a layer computes in a call, where no dims tell
     #[arg(long, value_name = "ROWS")]
     rows_per_call: Option<u64>,
 }
@@ -58,6 +59,27 @@ pub struct Calls {
 }
 
 impl MergeArgs {
+    /// What is asked for by a command that prints no estimates. Measures the machine, if that decides.
+    ///
+    /// # Errors
+    /// The machine cannot be measured, or something is said that only an estimate depends on, and there is none.
+    pub fn decided(&self, calls: &Calls) -> Result<Merging, CliError> {
+        let estimated = [
+            ("--calls-per-swap", self.calls_per_swap.is_some()),
+            ("--merge-memory", self.merge_memory.is_some()),
+            ("--rows-per-call", self.rows_per_call.is_some()),
+        ];
+        match estimated.into_iter().find(|(_, is_given)| *is_given) {
+            Some((option, _)) if self.merge != Which::Auto => Err(CliError::WithoutEstimate { option }),
+            _ => self.merging(calls),
+        }
+    }
+
+    /// Whether adapters are to be merged that must be there for it.
+    pub fn needs_adapters(&self) -> bool {
+        self.merge == Which::Always || !self.merge_layer.is_empty()
+    }
+
     /// What is asked for. Measures the machine, if that decides.
     ///
     /// # Errors

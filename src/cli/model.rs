@@ -6,7 +6,7 @@ use super::error::{CliError, Sought};
 use super::merge_args::Calls;
 use clap::Args;
 use engraft::compiler::merging::{parameters, survey};
-use engraft::compiler::{CompileError, CostModel, Decision, MergeRule, Merging};
+use engraft::compiler::{CompileError, CostModel, Decision, Merging};
 use engraft::import::models::{Architecture, GraphOptions};
 use engraft::import::peft::{AttachError, PeftAdapter, adaptable, attach, updates};
 use engraft::import::safetensors::read_weights;
@@ -154,9 +154,18 @@ impl Model {
             .map_err(|source| CliError::Attach { path: path.to_owned(), source: Box::new(source) })
     }
 
-    /// What a call of the model is like, as far as a command line tells, with these extents.
+    /// What a call of the model is like, as far as a command line tells, with these extents: layers that rows have adapters on
+    /// are taken to have all as many rows as the one that has most.
     pub fn calls(&self, dims: Bindings) -> Calls {
-        Calls { rows: 32, adapters: self.rows.as_ref().map_or(1, AdapterRows::distinct), dims }
+        let rows = |id| {
+            let dims_of_rows = self.graph.node(id).shape().split_last().map_or(&[][..], |(_, rows)| rows);
+            dims_of_rows.iter().try_fold(1_u64, |rows, dim| Some(rows.saturating_mul(dim.eval(&dims).ok()?)))
+        };
+        let adaptable = self.graph.order().into_iter();
+        let adaptable = adaptable.filter(|&id| matches!(self.graph.node(id).op(), Op::Adaptable(_)));
+        let most = adaptable.map(rows).collect::<Option<Vec<_>>>().and_then(|rows| rows.into_iter().max());
+        let adapters = self.rows.as_ref().map_or(1, AdapterRows::distinct);
+        Calls { rows: most.unwrap_or(32), adapters, dims }
     }
 
     /// What is merged of the graph itself: adapters of rows are not in it.
@@ -180,14 +189,11 @@ impl Model {
             if !unmerged.order().into_iter().any(|id| is_adapted(unmerged.node(id).op())) {
                 return Ok(Vec::new());
             }
-            let model = model()?;
-            return Ok(survey(unmerged, merging, Some(&model)).map_err(CompileError::from)?);
+            let model = merging.model().is_none().then(model).transpose()?;
+            return Ok(survey(unmerged, merging, model.as_ref()).map_err(CompileError::from)?);
         };
         self.check_names(merging)?;
-        let model = match &merging.rule {
-            MergeRule::ByCost(_) => None,
-            _ => Some(model()?),
-        };
+        let model = merging.model().is_none().then(model).transpose()?;
         let (bytes, mut taken, mut all) = (parameters(&self.graph), 0, Vec::new());
         rows.each(
             |path, adapter| self.updates(path, adapter),

@@ -36,13 +36,17 @@ impl PretrainedArgs {
     /// the file.
     pub fn ready(&self, options: &CompileOptions, call_rows: u64) -> Result<Ready, CliError> {
         let model = Pretrained::open(&self.model)?;
-        let (model, rows) = match self.adapter.read()? {
+        let adapters = self.adapter.read()?;
+        if matches!(adapters, Adapters::None) && self.merge.needs_adapters() {
+            return Err(CliError::NothingToMerge);
+        }
+        let (model, rows) = match adapters {
             Adapters::None => (model, None),
             Adapters::One(path, adapter) => (model.with_adapter(&path, *adapter), None),
             Adapters::Rows(rows) => (model, Some(rows)),
         };
         let adapters = rows.as_ref().map_or(1, AdapterRows::distinct);
-        let merge = self.merge.merging(&Calls { rows: call_rows, adapters, dims: Bindings::new() })?;
+        let merge = self.merge.decided(&Calls { rows: call_rows, adapters, dims: Bindings::new() })?;
         let options = CompileOptions { merge, bank: rows.is_some(), ..*options };
         let model = model.compile(options)?;
         if let Some(rows) = &rows {

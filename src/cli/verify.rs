@@ -105,7 +105,7 @@ impl Verify {
             Some(file) => Some(model.weights(Some(file))?),
             None => None,
         };
-        let merge = self.merge.merging(&model.calls(Bindings::new()))?;
+        let merge = self.merge.decided(&model.calls(Bindings::new()))?;
         let optimised = compile(&model.graph, &Options { merge, ..Options::default() })?;
         let as_built = compile(&model.graph, &Options { optimize: false, ..Options::default() })?;
         let case = Case {

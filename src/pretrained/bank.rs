@@ -118,7 +118,9 @@ impl AdapterBank {
 
     /// Decides for each layer whether it is merged, as the option [`merge`](super::CompileOptions::merge) says, and says so in the
     /// weights; the memory that merged weights may take is shared by all adapters in the bank but the one that is replaced.
-    /// For those that are loaded by their directories this is done in passing.
+    /// An adapter that was replaced or removed, but that calls or [`Rows`] still have, is not counted, nor is the one that is
+    /// about to be replaced. [`load`](Self::load), [`load_updates`](Self::load_updates) and [`replace`](Self::replace) decide
+    /// for themselves; this tells beforehand.
     pub fn decide(&self, weights: &mut AdapterWeights, replaced: Option<&str>) -> Vec<Decision> {
         let others = self.bank.list().into_iter().filter(|(name, _)| Some(name.as_str()) != replaced);
         let taken = others.map(|(_, adapter)| adapter.merged_bytes() as u64).sum();

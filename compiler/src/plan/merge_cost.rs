@@ -33,7 +33,7 @@ pub struct Workload {
     pub adapters: u64,
     /// Calls that an adapter serves from when it is loaded to when it is swapped; infinite if it stays.
     pub calls_per_swap: f64,
-    /// Bytes that merged weights may take together.
+    /// Bytes that merged weights may take together; in a bank, those of the adapters that are in it.
     pub memory: Option<u64>,
     /// Bytes that are read and written between two calls of a layer by what is not that layer.
     pub beside: u64,
@@ -137,16 +137,22 @@ impl Model<'_> {
     fn factored(&self, adapters: u64, beside: u64) -> f64 {
         let Layer { out, k, rank, .. } = self.layer;
         let (rows, count) = (self.rows as f64, adapters as f64);
-        let (a, b) = (4.0 * (rank * k) as f64, 4.0 * (rank * out) as f64);
+        let (a, b) = (4.0 * rank as f64 * k as f64, 4.0 * rank as f64 * out as f64);
         let read = self.read(self.weight() as f64 + count * (a + b) + self.passing(beside));
-        let hidden = (rows * (k * rank) as f64 * self.rates.dot).max(count * a / read);
-        // Rows of several adapters leave their sums in y and take them up again, each with a B that it begins by reading.
-        let resumed = match adapters {
-            1 => 0.0,
-            _ => 8.0 * rows * out as f64 / self.nearest() + count * b / read,
+        let hidden = (rows * k as f64 * rank as f64 * self.rates.dot).max(count * a / read);
+        // Rows that fill tiles of their own are finished in registers, and the first tile reads their B. Those that share tiles
+        // leave their sums in y and take them up again, and their B is fetched while W is multiplied.
+        let fills = self.rows / adapters >= self.highest();
+        let (sharing, found, fetched) = match adapters {
+            1 => (0.0, 0.0, 0.0),
+            _ if fills => ((adapters - 1) as f64 * self.highest() as f64, count * b, 0.0),
+            _ => (rows, 0.0, count * b),
         };
+        let resumed = 8.0 * sharing * out as f64 / self.nearest() + found / read;
+        let weight = self.rows.div_ceil(self.rates.block.max(1)) as f64 * self.weight() as f64;
+        let read_w = read * weight / (weight + fetched).max(1.0);
         let read_b = if adapters > 1 { f64::INFINITY } else { read };
-        self.product(self.rows, k, read)
+        self.product(self.rows, k, read_w)
             + hidden
             + resumed
             + self.pieces(adapters, |rows| self.product(rows, rank, read_b))
@@ -199,13 +205,14 @@ impl Model<'_> {
         let Layer { out, k, rank, copies } = self.layer;
         let bytes = self.weight() as f64;
         let moved = 2.0 * bytes / self.read(2.0 * bytes) + bytes / self.rate(bytes, |level| level.fresh);
-        (out * k * rank) as f64 * self.rates.merge + copies as f64 * moved
+        out as f64 * k as f64 * rank as f64 * self.rates.merge + copies as f64 * moved
     }
 
     /// A sum over the adapters' rows, which are as many for each or one more.
     fn pieces(&self, adapters: u64, seconds: impl Fn(u64) -> f64) -> f64 {
         let (rows, more) = (self.rows / adapters, self.rows % adapters);
-        more as f64 * seconds(rows + 1) + (adapters - more) as f64 * seconds(rows)
+        let longer = if more > 0 { more as f64 * seconds(rows + 1) } else { 0.0 };
+        longer + (adapters - more) as f64 * seconds(rows)
     }
 
     /// A product of so many rows and inputs with a weight for all outputs, read once for a block of rows.
@@ -246,7 +253,7 @@ impl Model<'_> {
     /// Bytes of x and y, and of what is not the layer.
     fn passing(&self, beside: u64) -> f64 {
         let Layer { out, k, .. } = self.layer;
-        4.0 * self.rows as f64 * (out + k) as f64 + beside as f64
+        4.0 * self.rows as f64 * (out as f64 + k as f64) + beside as f64
     }
 
     /// Bytes per second from the smallest working set.

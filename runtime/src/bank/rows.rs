@@ -68,7 +68,7 @@ struct Run {
 /// A call's items as runs, and scratch for what their adapters make of them. Compiled code hands it to the kernels.
 #[derive(Debug)]
 pub struct Runs {
-    items: Vec<Run>,
+    spans: Vec<Run>,
     hidden: Buffer,
     /// Room for a layer's [`Finish`]es, one for each run.
     finishes: Buffer,
@@ -92,24 +92,24 @@ pub(crate) struct Piece<'a> {
 
 impl Runs {
     pub(crate) const fn new() -> Runs {
-        Runs { items: Vec::new(), hidden: Buffer::EMPTY, finishes: Buffer::EMPTY }
+        Runs { spans: Vec::new(), hidden: Buffer::EMPTY, finishes: Buffer::EMPTY }
     }
 
     /// Takes some items of a call. Allocates only while there are more runs than ever before.
     pub(crate) fn take(&mut self, rows: &Rows, items: Range<usize>) {
-        self.items.clear();
+        self.spans.clear();
         let items = rows.items.get(items).unwrap_or_default();
         for (item, adapter) in items.iter().map(Option::as_ref).enumerate() {
             let adapter = adapter.map(Arc::as_ptr);
-            if self.items.last().is_none_or(|run| run.adapter != adapter) {
-                self.items.push(Run { first: item, adapter });
+            if self.spans.last().is_none_or(|run| run.adapter != adapter) {
+                self.spans.push(Run { first: item, adapter });
             }
         }
     }
 
     /// Whether no item has an adapter.
     pub(crate) fn are_bare(&self) -> bool {
-        self.items.iter().all(|run| run.adapter.is_none())
+        self.spans.iter().all(|run| run.adapter.is_none())
     }
 
     /// Makes room for the hidden values of a layer of so many rows, and for what follows its sums.
@@ -120,7 +120,7 @@ impl Runs {
         // SAFETY: the caller's adapters.
         let room = unsafe { self.room(layer) };
         let hidden = rows.saturating_mul(room).saturating_mul(size_of::<f32>());
-        let finishes = self.items.len() * size_of::<Finish>();
+        let finishes = self.spans.len() * size_of::<Finish>();
         for (buffer, bytes) in [(&mut self.hidden, hidden), (&mut self.finishes, finishes)] {
             if bytes > buffer.bytes() {
                 *buffer = Buffer::EMPTY;
@@ -136,7 +136,7 @@ impl Runs {
     /// The adapters of the call are alive.
     unsafe fn form(&self, run: usize, layer: usize) -> Option<&Form> {
         // SAFETY: the caller's adapters.
-        self.items[run].adapter.and_then(|adapter| unsafe { (*adapter).form(layer) })
+        self.spans[run].adapter.and_then(|adapter| unsafe { (*adapter).form(layer) })
     }
 
     /// The largest rank of a layer over the adapters of the call: the room for the hidden values of each of its rows.
@@ -145,7 +145,7 @@ impl Runs {
     /// The adapters of the call are alive.
     pub(crate) unsafe fn room(&self, layer: usize) -> usize {
         // SAFETY: the caller's adapters.
-        let ranks = (0..self.items.len()).filter_map(|run| unsafe { self.form(run, layer) });
+        let ranks = (0..self.spans.len()).filter_map(|run| unsafe { self.form(run, layer) });
         ranks.map(|form| form.rank).max().unwrap_or(0)
     }
 
@@ -155,7 +155,7 @@ impl Runs {
     /// The adapters of the call are alive.
     pub(crate) unsafe fn change(&self, layer: usize) -> bool {
         // SAFETY: the caller's adapters.
-        (0..self.items.len()).any(|run| unsafe { self.form(run, layer) }.is_some())
+        (0..self.spans.len()).any(|run| unsafe { self.form(run, layer) }.is_some())
     }
 
     /// The rows `first..end` of a layer with so many rows an item, piece by piece.
@@ -171,16 +171,16 @@ impl Runs {
         room: usize,
     ) -> impl Iterator<Item = Piece<'_>> {
         let item = first.checked_div(item_rows).unwrap_or(0);
-        let start = self.items.partition_point(|run| run.first <= item).saturating_sub(1);
+        let start = self.spans.partition_point(|run| run.first <= item).saturating_sub(1);
         let mut row = first;
-        (start..self.items.len()).map_while(move |run| {
+        (start..self.spans.len()).map_while(move |run| {
             if row >= end {
                 return None;
             }
-            let ends = self.items.get(run + 1).map_or(end, |next| end.min(next.first * item_rows));
+            let ends = self.spans.get(run + 1).map_or(end, |next| end.min(next.first * item_rows));
             // SAFETY: the caller's adapters.
             let form = unsafe { self.form(run, layer) };
-            let begin = self.items[run].first * item_rows;
+            let begin = self.spans[run].first * item_rows;
             let rank = form.map_or(0, |form| form.rank);
             // The rows of a run lie side by side in the room that all of them have.
             let hidden = self.hidden.floats().wrapping_add(begin * room + (row - begin) * rank);
