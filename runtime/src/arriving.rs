@@ -65,6 +65,8 @@ impl Arriving {
         }
         let by_output = pack.k_stride == 1 && row == k;
         debug_assert!(by_output || (pack.out_stride == 1 && row == out));
+        // Pieces are found by their elements' numbers, so the matrices lie one right after the other.
+        debug_assert!(pack.batch <= 1 || pack.w_batch_stride as usize == out * k);
         let lines = if by_output { out } else { k };
         let at_once = match piece(stored) / row {
             some if some < lines => some / PANEL * PANEL,
@@ -124,6 +126,7 @@ mod tests {
         let packed = unsafe { std::slice::from_raw_parts_mut(memory.floats(), floats) };
         packed.fill(f32::NAN);
         run(&Pack { packed: packed.as_mut_ptr(), ..*pack });
+        assert!(packed.iter().all(|x| !x.is_nan()), "every float is packed, or padding");
         packed.to_vec()
     }
 

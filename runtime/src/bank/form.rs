@@ -375,12 +375,14 @@ fn check_tensor(part: &'static str, tensor: &Tensor, expected: &[usize]) -> Resu
         let (found, expected) = (tensor.shape().to_vec(), expected.to_vec());
         return Err(FormError::Shape { part, found, expected });
     }
-    Ok(())
+    // Where floats are still to be made, they are made here: later nothing can be refused any more.
+    let out_of_memory = |_| FormError::OutOfMemory { bytes: tensor.len() as u64 * size_of::<f32>() as u64 };
+    tensor.as_f32().map(|_| ()).map_err(out_of_memory)
 }
 
 /// The elements of a tensor that has been checked.
 fn values(tensor: &Tensor) -> &[f32] {
-    tensor.as_f32().unwrap_or_default()
+    tensor.as_f32().expect("a tensor that has been checked has its floats")
 }
 
 fn inverse(output: usize, gain: f32) -> Result<f32, FormError> {
@@ -454,4 +456,44 @@ unsafe fn norms(
         }
     }
     norms
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Arc, FormError, Layer, Tensor, Update, check, check_tensor, values};
+    use crate::stored::Source;
+
+    struct Ones;
+
+    impl Source for Ones {
+        fn read(&self, _: usize, to: &mut [f32]) {
+            to.fill(1.0);
+        }
+    }
+
+    fn ones(shape: &[usize]) -> Arc<Tensor> {
+        Arc::new(Tensor::stored(shape, Ones).unwrap())
+    }
+
+    /// Floats that are still to be made, more than any machine has memory for.
+    #[test]
+    fn floats_that_cannot_be_made_are_an_error() {
+        const MANY: usize = 1 << 60;
+        let layer = |out, k| Layer { out, k, weight: std::ptr::null(), has_bias: true };
+        let update = |out, k| Update {
+            a: ones(&[1, k]),
+            b: ones(&[out, 1]),
+            scale: 1.0,
+            magnitude: Some(ones(&[out])),
+            bias_of_b: None,
+        };
+        let refused = Err(FormError::OutOfMemory { bytes: 4 * MANY as u64 });
+        assert_eq!(check(layer(1, MANY), &update(1, MANY)), refused, "A");
+        assert_eq!(check(layer(MANY, 1), &update(MANY, 1)), refused, "B");
+        assert_eq!(check_tensor("bias", &ones(&[MANY]), &[MANY]), refused);
+
+        let update = update(2, 3);
+        assert_eq!(check(layer(2, 3), &update), Ok(()));
+        assert_eq!((values(&update.a), values(&update.b)), ([1.0; 3].as_slice(), [1.0; 2].as_slice()));
+    }
 }

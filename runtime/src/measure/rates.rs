@@ -66,7 +66,7 @@ impl Rates {
     /// of many turns, so what else the machine does meanwhile matters little.
     ///
     /// # Panics
-    /// When there is no memory to measure with.
+    /// When there is no memory to measure with, which is little more than twice the largest working set: 192 MiB.
     pub fn measure(context: &Context) -> Rates {
         let tile = |rows| {
             let mut tile = Tile::of(rows);
@@ -78,7 +78,7 @@ impl Rates {
             bytes: bytes as u64,
             read: PANEL_ROW / read(context, &weight, bytes, 1, 1),
             apart: [1, context.kernels.tile_rows].map(|rows| read(context, &weight, bytes, rows, APART)),
-            fresh: bytes as f64 / repeated(|| drop(black_box(Buffer::zeroed(bytes)))),
+            fresh: bytes as f64 / repeated(|| drop(black_box(fresh(bytes)))),
         };
         Rates {
             panel: PANEL as u64,
@@ -90,6 +90,14 @@ impl Rates {
             memory: WORKING_SETS.into_iter().map(level).collect(),
         }
     }
+}
+
+/// Memory from the system, written. That there is none is told at once, which must not count as the time that taking it needs.
+///
+/// # Panics
+/// When there is no such memory.
+fn fresh(bytes: usize) -> Buffer {
+    Buffer::zeroed(bytes).expect("memory to measure with")
 }
 
 /// Seconds for each input of a panel that a product of few rows takes that reads panels of so many bytes together, each so
@@ -172,7 +180,7 @@ fn repeated(mut run: impl FnMut()) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Rates, WORKING_SETS};
+    use super::{Rates, WORKING_SETS, fresh};
     use crate::context::{Context, Options};
     use std::num::NonZeroUsize;
 
@@ -187,5 +195,12 @@ mod tests {
             rates.memory.iter().flat_map(|level| [level.read, level.fresh, level.apart[0], level.apart[1]]);
         let all = rates.tile.iter().copied().chain([rates.dot, rates.merge]).chain(memory);
         assert!(all.into_iter().all(|rate| rate.is_finite() && rate > 0.0), "{rates:?}");
+    }
+
+    /// More than any machine has.
+    #[test]
+    #[should_panic(expected = "memory to measure with")]
+    fn memory_that_there_is_none_of_is_not_timed() {
+        drop(fresh(1 << 62));
     }
 }
