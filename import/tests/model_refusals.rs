@@ -440,6 +440,26 @@ fn directories_that_are_not_whole_are_refused() {
     assert_directory_refused(path, &["config.json: the file has more than 16777216 bytes"]);
 }
 
+/// Of a config that makes no graph no file of weights is to blame, be it one or several.
+#[test]
+fn a_config_that_makes_no_graph_is_named() {
+    for name in ["llama_linear_f16", "llama3_sharded_bf16"] {
+        let model = copy(name);
+        let (path, file) = (model.path(), model.path().join("config.json"));
+        let mut config = json(&file);
+        // Each is a size that a config may state, but their product is none that a weight may have.
+        for (field, size) in
+            [("num_attention_heads", 1 << 24), ("num_key_value_heads", 1 << 24), ("head_dim", 1 << 13)]
+        {
+            config[field] = json!(size);
+        }
+        fs::write(&file, config.to_string()).unwrap();
+        let message = ModelDirectory::open(path).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("{}: ", file.display())), "{message}");
+        assert_contains(&message, &["too large"]);
+    }
+}
+
 #[test]
 fn shards_must_be_what_their_index_says() {
     let model = copy("llama3_sharded_bf16");

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{base, config_of, numbers};
+use common::{MANY, base, config_of, numbers, unmade};
 use engraft_import::peft::{AttachError, LoraConfig, PeftAdapter, attach};
 use engraft_import::safetensors::read_weights;
 use engraft_ir::{DType, Graph, GraphBuilder, dims};
@@ -248,6 +248,41 @@ fn tensors_that_contradict_each_other_are_named() {
     tensors.insert("base_model.model.fc1.bias", numbers("other", &[40]));
     let parts = ["`fc1.bias`", "`fc1.base_layer.bias`", "differ"];
     assert_refused(&base("mlp"), &config_of("lora_bias_all"), &tensors, &parts);
+}
+
+/// Tensors of a module whose floats are still to be made, more of them than any machine has memory for.
+#[test]
+fn tensors_that_there_is_no_memory_for_are_named() {
+    type Part = (&'static str, &'static [usize]);
+    const MAGNITUDE: &str = "lora_magnitude_vector";
+    let contents = |parts: &[Part]| {
+        let is_dora = parts.iter().any(|(part, _)| *part == MAGNITUDE);
+        let config = json!({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["fc"], "use_dora": is_dora});
+        let tensors =
+            parts.iter().map(|(part, shape)| (format!("base_model.model.fc.{part}"), unmade(shape)));
+        let config = LoraConfig::parse(&config.to_string()).unwrap();
+        PeftAdapter::new(config, &tensors.collect()).unwrap().contents()
+    };
+    let (a, b) = ("lora_A.weight", "lora_B.weight");
+    let cases: [(&[Part], &str); 3] = [
+        (&[(a, &[1, MANY]), (b, &[2, 1])], "lora_A"),
+        (&[(a, &[1, 3]), (b, &[MANY, 1])], "lora_B"),
+        // Two for one parameter: whether they differ is not known.
+        (
+            &[(a, &[1, 3]), (b, &[MANY, 1]), (MAGNITUDE, &[MANY]), ("lora_magnitude_vector.weight", &[MANY])],
+            "fc.lora_magnitude_vector",
+        ),
+    ];
+    for (parts, tensor) in cases {
+        let message = contents(parts).unwrap_err().to_string();
+        assert_contains(
+            &message,
+            &[&format!("module `fc`: tensor `{tensor}"), "there is no memory for the "],
+        );
+    }
+    let contents = contents(&[(a, &[1, 3]), (b, &[2, 1]), (MAGNITUDE, &[2])]).unwrap();
+    let fc = &contents.factors[0];
+    assert_eq!((fc.a(), fc.b(), fc.magnitude()), (&[1.0; 3][..], &[1.0; 2][..], Some(&[1.0; 2][..])));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{case, numbers};
+use common::{MANY, case, numbers, unmade};
 use engraft_import::safetensors::{SafetensorsError, parse_weights, read_weights, write};
 use engraft_runtime::{Tensor, Weights};
 use proptest::prelude::*;
@@ -167,6 +167,14 @@ fn bytes_in_memory_are_read() {
     assert!(in_memory.iter().eq(on_disk.iter()));
     let error = parse_weights("embedded", &bytes[..5]).unwrap_err().to_string();
     assert_eq!(error, "embedded: the header takes 8 bytes, but the file has 5");
+}
+
+#[test]
+fn what_there_is_no_memory_for_is_named_and_not_written() {
+    let path = tempfile::tempdir().unwrap().path().join("y.safetensors");
+    let error = write(&path, &[("small", unmade(&[2])), ("large", unmade(&[MANY]))]).unwrap_err().to_string();
+    assert!(error.contains("y.safetensors: tensor `large`: there is no memory for the"), "{error}");
+    assert!(!path.exists());
 }
 
 #[test]

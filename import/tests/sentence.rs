@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use engraft_import::sentence::{Pooling, SentenceConfig, pool};
-use engraft_runtime::Tensor;
+use engraft_runtime::{Source, Tensor};
 use engraft_testing::{MINILM, assert_close, model};
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
@@ -285,6 +285,14 @@ fn small_and_large_sums_keep_their_precision() {
     assert_eq!(pool(&hidden, &mask, Pooling::Cls, false).unwrap().as_f32().unwrap(), [5.0]);
 }
 
+struct Ones;
+
+impl Source for Ones {
+    fn read(&self, _: usize, to: &mut [f32]) {
+        to.fill(1.0);
+    }
+}
+
 #[test]
 fn what_cannot_be_pooled_is_refused() {
     let f32s = |shape: &[usize], data: &[f32]| Tensor::f32(shape, data.to_vec()).unwrap();
@@ -320,4 +328,9 @@ fn what_cannot_be_pooled_is_refused() {
         let found = pool(&hidden, &mask, Pooling::Mean, true).unwrap_err().to_string();
         assert!(found.contains(message), "{found:?} should contain {message:?}");
     }
+
+    // States that are still to be made, more than any machine has memory for, are not of a wrong shape.
+    let hidden = Tensor::stored(&[1, 1, 1 << 60], Ones).unwrap();
+    let found = pool(&hidden, &f32s(&[1, 1], &[1.0]), Pooling::Mean, true).unwrap_err().to_string();
+    assert!(found.starts_with("there is no memory for the"), "{found}");
 }

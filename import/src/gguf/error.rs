@@ -273,6 +273,12 @@ pub enum MetadataError {
         /// Half of a head's size.
         expected: u64,
     },
+    /// The factors of rope cannot be read.
+    #[error("tensor `rope_freqs.weight`: {source}")]
+    RopeRead {
+        /// Why.
+        source: TensorError,
+    },
 }
 
 /// Why a tensor cannot be used.

@@ -20,11 +20,10 @@ const TOLERANCE: f32 = 1e-4;
 /// `2 pi / frequency` positions is left alone if the original context holds four of it, stretched by the factor if it
 /// doesn't hold one, and in between interpolated. The longest wave's factor is the factor itself.
 pub(super) fn llama3(tensor: &Tensor, head_dim: u64, theta: f64) -> Result<Json, Error> {
-    let shape = || Error::RopeShape { found: tensor.shape().to_vec(), expected: head_dim / 2 };
-    let factors = tensor.as_f32().map_err(|_| shape())?;
-    if tensor.shape().len() != 1 || factors.len() as u64 != head_dim / 2 {
-        return Err(shape());
+    if tensor.shape().len() != 1 || tensor.len() as u64 != head_dim / 2 {
+        return Err(Error::RopeShape { found: tensor.shape().to_vec(), expected: head_dim / 2 });
     }
+    let factors = tensor.as_f32().map_err(|source| Error::RopeRead { source })?;
     let factor = factors.last().copied().unwrap_or(1.0);
     for (index, &found) in factors.iter().enumerate() {
         let frequency = (theta as f32).powf(-(2.0 * index as f32) / head_dim as f32);
@@ -58,7 +57,7 @@ fn expected(wavelength: f32, factor: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::{Error, Json};
-    use engraft_runtime::Tensor;
+    use engraft_runtime::{Source, Tensor};
 
     fn llama3(factors: &[f32], head_dim: u64, theta: f64) -> Result<Json, Error> {
         super::llama3(&Tensor::f32(&[factors.len()], factors.to_vec()).unwrap(), head_dim, theta)
@@ -83,5 +82,21 @@ mod tests {
         let message = llama3(&factors, 64, 500_000.0).unwrap_err().to_string();
         assert!(message.contains("[64], expected [32]"), "{message}");
         assert!(llama3(&[f32::NAN; 32], 64, 500_000.0).is_err());
+    }
+
+    /// More factors than any machine has memory for: the shape is right, so nothing is said of it.
+    #[test]
+    fn factors_that_there_is_no_memory_for_are_not_of_a_wrong_shape() {
+        struct Ones;
+        impl Source for Ones {
+            fn read(&self, _: usize, to: &mut [f32]) {
+                to.fill(1.0);
+            }
+        }
+        const MANY: usize = 1 << 60;
+        let tensor = Tensor::stored(&[MANY], Ones).unwrap();
+        let message = super::llama3(&tensor, 2 * MANY as u64, 500_000.0).unwrap_err().to_string();
+        let expected = "tensor `rope_freqs.weight`: there is no memory for the";
+        assert!(message.starts_with(expected), "{message}");
     }
 }

@@ -82,6 +82,14 @@ pub enum MergeError {
     /// A tensor is not of floats.
     #[error(transparent)]
     Tensor(#[from] TensorError),
+    /// What an adapter puts in a tensor's place, or what was kept of one, cannot be read.
+    #[error("tensor `{tensor}`: {source}")]
+    Read {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        source: TensorError,
+    },
     /// A tensor is not of floats that are read.
     #[error("tensor `{tensor}` is {found}, expected F32, F16 or BF16")]
     NotFloats {

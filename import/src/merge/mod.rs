@@ -89,7 +89,7 @@ pub fn merge(
     let base = BaseFiles::open(base.as_ref())?;
     let composition = base.compose(adapters)?;
     let mut job = Job::new(&base, &composition, options, None);
-    job.write(output.as_ref(), Some(&record::fingerprint(&composition)))
+    job.write(output.as_ref(), Some(&record::fingerprint(&composition)?))
 }
 
 /// Whether [`merge`] would begin: the adapters fit the model and each other, and each tensor that they change is there and
@@ -122,7 +122,7 @@ pub fn unmerge(
         let params = composition.replaced.iter().map(|(param, _)| param.to_owned()).collect();
         return Err(MergeError::Replaced { params });
     }
-    let record = Record::read(&base.network, &record::fingerprint(&composition))?;
+    let record = Record::read(&base.network, &record::fingerprint(&composition)?)?;
     let mut job = Job::new(&base, &composition, options, Some(record));
     job.write(output.as_ref(), None)
 }

@@ -55,11 +55,13 @@ impl Record {
             if !factors.is_dora() {
                 return Ok(None);
             }
-            let gain = self.gains.get(&key(*adapter, module));
+            let tensor = key(*adapter, module);
+            let gain = self.gains.get(&tensor);
             let gain = gain.filter(|gain| gain.shape() == [factors.outputs()]);
             let (path, adapter) = (self.path.clone(), adapter + 1);
             let gain = gain.ok_or_else(|| MergeError::NoGain { path, adapter, module: name() })?;
-            let gain: Vec<f64> = gain.as_f32()?.iter().map(|&g| g.into()).collect();
+            let gain = gain.as_f32().map_err(|source| MergeError::Read { tensor, source })?;
+            let gain: Vec<f64> = gain.iter().map(|&g| g.into()).collect();
             match gain.iter().position(|&g| g == 0.0 || !g.is_finite()) {
                 Some(output) => Err(MergeError::Lost { module: name(), output }),
                 None => Ok(Some(gain)),
@@ -84,7 +86,10 @@ fn key(adapter: usize, module: &ComposedModule) -> String {
 
 /// Tells what adapters do, in their order, from what others do: FNV-1a (64 bits) over the numbers that they have for each
 /// module. No proof against those who want to deceive, who could as well change the weights.
-pub(super) fn fingerprint(composition: &Composition) -> String {
+///
+/// # Errors
+/// What takes the place of a parameter cannot be read.
+pub(super) fn fingerprint(composition: &Composition) -> Result<String, MergeError> {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut add = |bytes: &[u8]| {
         // The length, too, so that what is beside each other does not run together.
@@ -105,8 +110,38 @@ pub(super) fn fingerprint(composition: &Composition) -> String {
         }
     }
     for (param, tensor) in composition.replaced.iter() {
+        let read = |source| MergeError::Read { tensor: param.to_owned(), source };
         add(param.as_bytes());
-        add(&bytes(tensor.as_f32().unwrap_or_default()));
+        add(&bytes(tensor.as_f32().map_err(read)?));
     }
-    format!("{hash:016x}")
+    Ok(format!("{hash:016x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Composition, Tensor, Weights, fingerprint};
+    use engraft_runtime::Source;
+
+    struct Ones;
+
+    impl Source for Ones {
+        fn read(&self, _: usize, to: &mut [f32]) {
+            to.fill(1.0);
+        }
+    }
+
+    fn replaced(tensor: Tensor) -> Composition {
+        Composition { modules: Vec::new(), replaced: Weights::from_iter([("head.bias", tensor)]) }
+    }
+
+    /// Numbers that are still to be made tell as much as those that are there, and those that cannot be made are an error.
+    #[test]
+    fn a_fingerprint_is_of_all_numbers_or_there_is_none() {
+        let ones = fingerprint(&replaced(Tensor::f32(&[2], vec![1.0; 2]).unwrap())).unwrap();
+        assert_eq!(fingerprint(&replaced(Tensor::stored(&[2], Ones).unwrap())).unwrap(), ones);
+        assert_ne!(fingerprint(&replaced(Tensor::f32(&[0], vec![]).unwrap())).unwrap(), ones);
+        let message =
+            fingerprint(&replaced(Tensor::stored(&[1 << 60], Ones).unwrap())).unwrap_err().to_string();
+        assert!(message.starts_with("tensor `head.bias`: there is no memory for the"), "{message}");
+    }
 }

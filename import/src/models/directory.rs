@@ -116,7 +116,7 @@ pub enum DirectoryError {
     /// The tensors are not the model's.
     #[error("{}: {source}", path.display())]
     Tensors {
-        /// The file that holds the tensor, or says which tensors there are.
+        /// The file that holds the tensor, or says which tensors there are, or which model they are of.
         path: PathBuf,
         /// Why.
         source: TensorsError,
@@ -192,8 +192,11 @@ fn read(path: &Path, limit: u64) -> Result<String, DirectoryError> {
     text.ok_or_else(|| DirectoryError::TooLarge { path: path.to_owned(), limit })
 }
 
-/// The error names the file that holds the tensor, or says which are there.
+/// The error names the file that holds the tensor, or says which are there; or the config, if that makes no graph.
 fn tensors_error(directory: &Path, files: &[SafetensorsFile], source: TensorsError) -> DirectoryError {
+    if let TensorsError::Build(_) = source {
+        return DirectoryError::Tensors { path: directory.join(CONFIG_FILE), source };
+    }
     let holds = |file: &&SafetensorsFile| {
         files.len() == 1 || file.tensors().any(|tensor| Some(tensor.name) == source.tensor())
     };

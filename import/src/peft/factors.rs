@@ -7,7 +7,7 @@ use super::attach::AdaptedModule;
 use super::modules::Layer;
 use super::select::{PatternError, Selection};
 use super::tensors::{Ledger, TensorsError};
-use engraft_runtime::{Tensor, Weights};
+use engraft_runtime::{Tensor, TensorError, Weights};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use thiserror::Error;
@@ -38,6 +38,16 @@ pub enum FactorsError {
         tensor: &'static str,
         /// The element.
         found: f32,
+    },
+    /// A tensor's numbers cannot be read.
+    #[error("module `{module}`: tensor `{tensor}`: {source}")]
+    Read {
+        /// The module.
+        module: String,
+        /// The tensor, without the module's name.
+        tensor: &'static str,
+        /// Why.
+        source: TensorError,
     },
     /// Tensors of LoRA that belong to no module that the config means, or to another kind of adapter.
     #[error(transparent)]
@@ -171,16 +181,19 @@ impl Factors {
         .checked()
     }
 
-    /// Refuses what is not finite: it would make every weight it touches the same.
+    /// Refuses what cannot be read, and what is not finite: it would make every weight it touches the same. Floats that are
+    /// still to be made are made here and kept, so that later they are there.
     fn checked(self) -> Result<Self, FactorsError> {
         let module = || self.module.clone();
         let parts = [
-            ("lora_A", Some(self.a())),
-            ("lora_B", Some(self.b())),
-            ("lora_magnitude_vector", self.magnitude()),
-            ("lora_B.bias", self.bias_of_b()),
+            ("lora_A", Some(&self.a)),
+            ("lora_B", Some(&self.b)),
+            ("lora_magnitude_vector", self.magnitude.as_ref()),
+            ("lora_B.bias", self.bias_of_b.as_ref()),
         ];
-        for (tensor, numbers) in parts.into_iter().filter_map(|(tensor, part)| Some((tensor, part?))) {
+        for (tensor, part) in parts.into_iter().filter_map(|(tensor, part)| Some((tensor, part?))) {
+            let read = |source| FactorsError::Read { module: module(), tensor, source };
+            let numbers = part.as_f32().map_err(read)?;
             if let Some(&found) = numbers.iter().find(|x| !x.is_finite()) {
                 return Err(FactorsError::NotFinite { module: module(), tensor, found });
             }
@@ -189,9 +202,9 @@ impl Factors {
     }
 }
 
-/// The floats of a tensor that was found to have them.
+/// The floats of a tensor of factors, which were checked.
 fn floats(tensor: &Tensor) -> &[f32] {
-    tensor.as_f32().unwrap_or_default()
+    tensor.as_f32().expect("factors that were checked have their floats")
 }
 
 impl PeftAdapter {
@@ -199,7 +212,7 @@ impl PeftAdapter {
     /// shape, is not looked at.
     ///
     /// # Errors
-    /// A module's tensors do not fit together or the config, or have elements that are not finite.
+    /// A module's tensors do not fit together or the config, have elements that are not finite, or cannot be read.
     ///
     /// ```
     /// use engraft_import::peft::{LoraConfig, PeftAdapter};

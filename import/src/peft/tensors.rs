@@ -1,7 +1,7 @@
 //! The bookkeeping of an adapter's tensors: each is taken once, under the name and shape that the graph expects, and none
 //! may be left. Knows nothing about graphs or configs.
 
-use engraft_runtime::{DType, Tensor, Weights};
+use engraft_runtime::{DType, Tensor, TensorError, Weights};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use thiserror::Error;
@@ -58,6 +58,14 @@ pub enum TensorsError {
         tensor: String,
         /// The other.
         other: String,
+    },
+    /// A tensor cannot be read.
+    #[error("tensor `{tensor}`: {source}")]
+    Read {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        source: TensorError,
     },
     /// Tensors are left that nothing asked for.
     #[error("nothing uses tensors {}: their modules are not adapted by this config, or not in the graph", quoted(.tensors))]
@@ -120,7 +128,7 @@ impl Ledger {
             let Some(tensor) = self.left.remove(name) else { continue };
             check(name, &tensor, expected, rank)?;
             match &found {
-                Some((other, earlier)) if *earlier != tensor => {
+                Some((other, earlier)) if differ((other, earlier), (name, &tensor))? => {
                     return Err(TensorsError::Conflict { tensor: name.clone(), other: (*other).clone() });
                 }
                 Some(_) => {}
@@ -166,6 +174,15 @@ impl Ledger {
         }
         Err(TensorsError::Unused { tensors: self.left.into_keys().collect() })
     }
+}
+
+/// Whether two tensors of floats, each with its name, have different ones.
+fn differ((name, tensor): (&str, &Tensor), (other, like): (&str, &Tensor)) -> Result<bool, TensorsError> {
+    // Copies, where the floats are still to be made: they go at once.
+    let floats = |name: &str, tensor| {
+        Tensor::to_floats(tensor).map_err(|source| TensorsError::Read { tensor: name.to_owned(), source })
+    };
+    Ok(floats(name, tensor)? != floats(other, like)?)
 }
 
 fn check(name: &str, tensor: &Tensor, expected: &[u64], rank: Option<u64>) -> Result<(), TensorsError> {

@@ -86,7 +86,10 @@ const EPSILON: f64 = 1e-12;
 pub fn pool(hidden: &Tensor, mask: &Tensor, pooling: Pooling, normalize: bool) -> Result<Tensor, PoolError> {
     let bad_hidden = || PoolError::Hidden { dtype: hidden.dtype(), shape: hidden.shape().to_vec() };
     let &[batch, seq, dim] = hidden.shape() else { return Err(bad_hidden()) };
-    let states = hidden.as_f32().map_err(|_| bad_hidden())?;
+    if hidden.dtype() != DType::F32 {
+        return Err(bad_hidden());
+    }
+    let states = hidden.as_f32()?;
     if mask.shape() != [batch, seq] {
         let (dtype, found) = (mask.dtype(), mask.shape().to_vec());
         return Err(PoolError::Mask { dtype, found, expected: vec![batch, seq] });

@@ -7,7 +7,7 @@ pub mod models;
 use engraft_import::safetensors::read_weights;
 use engraft_ir::value::Value;
 use engraft_ir::{DType, Graph, GraphBuilder, Tensor as Node, dims, eval::Values, eval::eval};
-use engraft_runtime::{DType as Stored, Tensor, Weights};
+use engraft_runtime::{DType as Stored, Source, Tensor, Weights};
 use ndarray::{ArrayD, IxDyn};
 use std::path::PathBuf;
 
@@ -132,6 +132,20 @@ pub fn numbers(name: &str, shape: &[usize]) -> Tensor {
     };
     let data = (0..shape.iter().product()).map(|_| next()).collect();
     Tensor::f32(shape, data).unwrap()
+}
+
+/// Elements that no machine has memory for: those of [`unmade`].
+pub const MANY: usize = 1 << 60;
+
+/// A tensor of floats that are still to be made, and can't be where there are [`MANY`].
+pub fn unmade(shape: &[usize]) -> Tensor {
+    struct Ones;
+    impl Source for Ones {
+        fn read(&self, _: usize, to: &mut [f32]) {
+            to.fill(1.0);
+        }
+    }
+    Tensor::stored(shape, Ones).unwrap()
 }
 
 /// A file or directory of what PEFT recorded with several adapters active.
