@@ -27,7 +27,10 @@ const LAYER: usize = WIDTH * WIDTH + WIDTH;
 /// The process in which a case is measured has this variable.
 const ALONE: &str = "ENGRAFT_MEASURES_MEMORY";
 
-/// Runs a test of this name again, in a process where it is the only one.
+/// What a measured case prints of its figures.
+const FIGURES: &str = "x the weights at most";
+
+/// Runs a test of this name again, in a process where it is the only one, and requires that it has measured something.
 fn alone(name: &str, test: impl FnOnce()) {
     if std::env::var_os(ALONE).is_some() {
         return test();
@@ -35,8 +38,17 @@ fn alone(name: &str, test: impl FnOnce()) {
     let mut process = Command::new(std::env::current_exe().unwrap());
     let output = process.args(["--exact", name, "--nocapture"]).env(ALONE, "1").output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
-    println!("{}", said.lines().find(|line| line.contains("at most")).unwrap_or_default());
+    let figures = said.lines().find(|line| line.contains(FIGURES));
+    println!("{}", figures.unwrap_or_default());
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(figures.is_some(), "{name} printed no figures: {said}");
+}
+
+/// A process that finds no test of its name succeeds, too.
+#[test]
+#[should_panic(expected = "no_such_test printed no figures")]
+fn a_case_that_measures_nothing_fails() {
+    alone("no_such_test", || ());
 }
 
 /// Writes the weights piece by piece, so that this takes no memory.
@@ -83,7 +95,7 @@ fn measure(program: &Program, panels: usize, read: impl FnOnce() -> Weights) -> 
     let base = load(program, &read());
     let (peak, kept) = (memory("VmHWM:") - before, memory("VmRSS:") - before);
     let ratio = |bytes: usize| bytes as f64 / panels as f64;
-    println!("\n{:.3} x the weights at most, {:.3} x kept", ratio(peak), ratio(kept));
+    println!("\n{:.3} {FIGURES}, {:.3} x kept", ratio(peak), ratio(kept));
     assert!(peak as f64 <= 1.15 * kept as f64, "{peak} bytes at most, {kept} kept");
     assert!(ratio(kept) <= 1.1, "{kept} bytes kept are {:.3} x the weights", ratio(kept));
     base
