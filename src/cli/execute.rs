@@ -3,7 +3,9 @@
 use super::error::{CliError, Sought};
 use engraft::Compiled;
 use engraft::ir::{DType, Stage};
-use engraft::runtime::{self, Context, Model, Rows, Session, Tensor, Weights};
+use engraft::runtime::{
+    self, BindError, CallError, Context, Model, Rows, Session, StateError, Tensor, Weights,
+};
 use std::sync::Arc;
 
 /// A program with weights from here.
@@ -55,6 +57,32 @@ pub fn call(model: &Model, given: &Weights, rows: &Rows) -> Result<Vec<(String, 
     Ok(outputs)
 }
 
+/// What a call that failed was given wrongly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Its tensors.
+    Inputs,
+    /// The adapters of its rows.
+    Rows,
+    /// Nothing: there is too little memory, for instance.
+    Nothing,
+}
+
+impl Fault {
+    /// What an error of [`call`] is about.
+    pub fn of(error: &CliError) -> Self {
+        match error {
+            CliError::Call(
+                CallError::RowCount { .. } | CallError::ForeignAdapter { .. } | CallError::NotAdaptable,
+            ) => Self::Rows,
+            CliError::Call(CallError::Bind(BindError::OutOfMemory { .. }))
+            | CliError::State(StateError::Bind(BindError::OutOfMemory { .. })) => Self::Nothing,
+            CliError::Call(_) | CliError::State(_) => Self::Inputs,
+            _ => Self::Nothing,
+        }
+    }
+}
+
 /// A session that carries what these tensors say, or nothing if none of them is of a carried input.
 ///
 /// # Errors
@@ -84,5 +112,49 @@ pub fn dtype(tensor: &Tensor) -> DType {
         runtime::DType::F32 => DType::F32,
         runtime::DType::I32 => DType::I32,
         runtime::DType::I64 => DType::I64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BindError, CallError, CliError, Execution, Fault, Rows, Sought, Tensor, Weights, call};
+    use engraft::compiler::{Options, compile};
+    use engraft::import::peft::adaptable;
+    use engraft::prelude::{F32, GraphBuilder, dims};
+    use engraft::runtime::{Bank, Context};
+    use std::sync::Arc;
+
+    #[test]
+    fn an_error_is_of_what_caused_it() {
+        let g = GraphBuilder::new("layer");
+        let x = g.input("x", F32, dims!["batch", 2]);
+        g.output("y", x.dense(g.param("fc.weight", F32, dims![3, 2]), None).named("fc"));
+        let plain = g.finish().unwrap();
+        let weights = Weights::from_iter([("fc.weight", Tensor::f32(&[3, 2], vec![1.0; 6]).unwrap())]);
+        let context = Arc::new(Context::new(engraft::runtime::Options::default()).unwrap());
+        let [model, other] = [adaptable(&plain).unwrap(), plain].map(|graph| {
+            let compiled = compile(&graph, &Options::default()).unwrap();
+            let execution = Execution { compiled: &compiled, weights: &weights, sought: &Sought::Nowhere };
+            execution.load(&context).unwrap()
+        });
+        let bank = Bank::new(model.base().clone());
+        let rows = |count: usize| bank.rows(&vec![None::<&str>; count]).unwrap();
+        let given =
+            |rows: usize| Weights::from_iter([("x", Tensor::f32(&[rows, 2], vec![1.0; 2 * rows]).unwrap())]);
+        let fault = |error: CliError| (Fault::of(&error), error.to_string());
+
+        assert!(call(&model, &given(3), &rows(3)).is_ok());
+        let (of, message) = fault(call(&model, &given(3), &rows(2)).unwrap_err());
+        assert_eq!(
+            (of, message.as_str()),
+            (Fault::Rows, "layer `fc` has 3 items, but adapters are given for 2")
+        );
+        assert_eq!(fault(call(&other, &given(3), &rows(3)).unwrap_err()).0, Fault::Rows);
+        let (of, message) = fault(call(&model, &Weights::new(), &rows(3)).unwrap_err());
+        assert_eq!((of, message.contains("`x` is missing")), (Fault::Inputs, true), "{message}");
+        let wide = Weights::from_iter([("x", Tensor::f32(&[1, 3], vec![1.0; 3]).unwrap())]);
+        assert_eq!(fault(call(&model, &wide, &Rows::default()).unwrap_err()).0, Fault::Inputs);
+        let short = CallError::Bind(BindError::OutOfMemory { what: "output `y`".to_owned(), bytes: 1 << 62 });
+        assert_eq!(fault(short.into()).0, Fault::Nothing);
     }
 }

@@ -1,7 +1,7 @@
 //! `engraft run`: a model on tensors from a file, outputs to another.
 
 use super::error::CliError;
-use super::execute::{Execution, call, dtype};
+use super::execute::{Execution, Fault, call, dtype};
 use super::merge_args::MergeArgs;
 use super::model::ModelArgs;
 use super::output::{FAINT, GOOD, Output};
@@ -78,7 +78,7 @@ impl Run {
         let in_input = |error: CliError| error.in_file(&self.input);
         let weights = model.weights(self.weights.as_deref())?;
         let given = model.inputs(read_weights(&self.input)?).map_err(in_input)?;
-        let merging = self.merge.merging(&model.calls(extents(&model.graph, &given)))?;
+        let merging = self.merge.decided(&model.calls(extents(&model.graph, &given)))?;
         let options =
             Options { merge: model.compiled(&merging), profile: self.profile, ..Options::default() };
         let (compiled, compile) = timed(|| Ok(compile(&model.graph, &options)?))?;
@@ -88,7 +88,11 @@ impl Run {
         let execution = Execution { compiled: &compiled, weights: &weights, sought: &sought };
         let (loaded, load) = timed(|| execution.load(&context))?;
         let rows = model.adapters_on(loaded.base(), &merging)?;
-        let (outputs, call) = timed(|| call(&loaded, &given, &rows).map_err(in_input))?;
+        let in_its_file = |error: CliError| match Fault::of(&error) {
+            Fault::Inputs => in_input(error),
+            Fault::Rows | Fault::Nothing => error,
+        };
+        let (outputs, call) = timed(|| call(&loaded, &given, &rows).map_err(in_its_file))?;
         let named: Vec<_> = outputs.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
         let profile =
             self.profile.then(|| Profile::measure(&execution, &loaded, (&given, &rows), self.repeat));
