@@ -241,7 +241,9 @@ fn adapters_and_rows_that_do_not_fit_are_one_line() {
     let told = run("a\n", &[format!("--adapter={a}")]);
     assert!(told.contains("with --rows every adapter has a name, as --adapter NAME=DIR"), "{told}");
     let told = run("a\n-\n", &[named("a")]);
+    assert!(told.contains("rows.txt: layer `"), "{told}");
     assert!(told.contains("has 13 items, but adapters are given for 2"), "{told}");
+    assert!(!told.contains("io.safetensors"), "the input is not to blame: {told}");
     let told = fails(&["run", path(base.path()), &input, "--output=y", &named("a"), &named("b")]);
     assert!(told.contains("say which row has which with --rows"), "{told}");
     let rows = format!("--rows={}", path(&rows));

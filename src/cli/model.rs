@@ -168,6 +168,11 @@ impl Model {
         Calls { rows: most.unwrap_or(32), adapters, dims }
     }
 
+    /// The file that says which adapter each row has, if rows have their own.
+    pub fn rows_file(&self) -> Option<&Path> {
+        self.rows.as_ref().map(|rows| rows.path.as_path())
+    }
+
     /// What is merged of the graph itself: adapters of rows are not in it.
     pub fn compiled(&self, merging: &Merging) -> Merging {
         if self.rows.is_some() { Merging::NEVER } else { merging.clone() }

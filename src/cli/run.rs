@@ -88,9 +88,10 @@ impl Run {
         let execution = Execution { compiled: &compiled, weights: &weights, sought: &sought };
         let (loaded, load) = timed(|| execution.load(&context))?;
         let rows = model.adapters_on(loaded.base(), &merging)?;
-        let in_its_file = |error: CliError| match Fault::of(&error) {
-            Fault::Inputs => in_input(error),
-            Fault::Rows | Fault::Nothing => error,
+        let in_its_file = |error: CliError| match (Fault::of(&error), model.rows_file()) {
+            (Fault::Inputs, _) => in_input(error),
+            (Fault::Rows, Some(file)) => error.in_file(file),
+            (Fault::Rows | Fault::Nothing, _) => error,
         };
         let (outputs, call) = timed(|| call(&loaded, &given, &rows).map_err(in_its_file))?;
         let named: Vec<_> = outputs.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
