@@ -5,7 +5,7 @@ mod adapted;
 
 use crate::abi::{Attention, Dot, Frame, Linear, NOT_ADAPTABLE, Pack, RowNorm, Unary};
 use crate::context::Context;
-use crate::kernels::{AttentionBlock, Block, DotBlock, Finish, Mask, NormBlock, VECTORS};
+use crate::kernels::{AdaptedPanel, AttentionBlock, Block, DotBlock, Finish, Mask, NormBlock, VECTORS};
 use crate::panels::{self, LANE, PANEL, Panel};
 use crate::profile::engraft_mark;
 use crate::workers::Shared;
@@ -129,7 +129,8 @@ pub unsafe extern "C" fn engraft_row_norm(frame: *const Frame, norm: *const RowN
         let panel = Panel::of(out, task);
         // SAFETY: the panel is one of the caller's matrices, and each task has its own.
         unsafe {
-            (context.kernels.row_norm)(&NormBlock {
+            let n = norm.n.add(panel.first);
+            let panel = AdaptedPanel {
                 k,
                 rank,
                 width: panel.width,
@@ -138,8 +139,8 @@ pub unsafe extern "C" fn engraft_row_norm(frame: *const Frame, norm: *const RowN
                 a: norm.a,
                 a_stride: panels::row_stride(k),
                 b: norm.b.wrapping_add(panel.first * rank),
-                n: norm.n.add(panel.first),
-            });
+            };
+            (context.kernels.row_norm)(&NormBlock { panel, n });
         }
     });
 }

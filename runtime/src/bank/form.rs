@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use crate::abi::{Pack, Packing};
-use crate::kernels::{Kernels, MergeBlock, NormBlock};
+use crate::kernels::{AdaptedPanel, Kernels, MergeBlock, NormBlock};
 use crate::memory::Buffer;
 use crate::panels::{self, PANEL, Panel};
 use crate::tensor::{DType, Tensor};
@@ -172,14 +172,7 @@ impl Form {
             // SAFETY: the panel is one of the layer's, of B's and of the new weight's.
             unsafe {
                 (kernels.merge)(&MergeBlock {
-                    k: layer.k,
-                    rank: self.rank,
-                    width: panel.width,
-                    columns: panel.columns,
-                    w: layer.weight.add(panel.first * layer.k),
-                    a: self.a.floats(),
-                    a_stride: panels::row_stride(layer.k),
-                    b: self.b.b(panel),
+                    panel: adapted(layer, (self.a.floats(), self.rank), &self.b, panel),
                     gain: if self.b.has_gain { self.b.panel(panel) } else { std::ptr::null() },
                     merged: weight.floats().add(panel.first * layer.k),
                 });
@@ -442,20 +435,34 @@ unsafe fn norms(
     for panel in all_panels(layer.out) {
         // SAFETY: the panel is one of the layer's and of B's, and `norms` has room for its outputs.
         unsafe {
-            (kernels.row_norm)(&NormBlock {
-                k: layer.k,
-                rank,
-                width: panel.width,
-                columns: panel.columns,
-                w: layer.weight.add(panel.first * layer.k),
-                a,
-                a_stride: panels::row_stride(layer.k),
-                b: b.b(panel),
-                n: norms.as_mut_ptr().add(panel.first),
-            });
+            let n = norms.as_mut_ptr().add(panel.first);
+            (kernels.row_norm)(&NormBlock { panel: adapted(layer, (a, rank), b, panel), n });
         }
     }
     norms
+}
+
+/// A panel of `W + s B A`.
+///
+/// # Safety
+/// The layer's panels, of which it is one, and A and B as for [`norms`].
+unsafe fn adapted(
+    layer: Layer,
+    (a, rank): (*const f32, usize),
+    b: &FactorPanels,
+    panel: Panel,
+) -> AdaptedPanel {
+    AdaptedPanel {
+        k: layer.k,
+        rank,
+        width: panel.width,
+        columns: panel.columns,
+        // SAFETY: the panel is one of the layer's.
+        w: unsafe { layer.weight.add(panel.first * layer.k) },
+        a,
+        a_stride: panels::row_stride(layer.k),
+        b: b.b(panel),
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! The kernels: one table of functions for each instruction set, chosen at run time. What they compute and in which
-//! order is written once, in `tile` (products), `dot` (products with few outputs), `norm` (row norms), `merge` (merged
-//! weights), `attention`, `unary`
-//! (elementwise functions, whose formulas are in `exp`, `gate` and `sine`) and `stream` (a plain read), over [`Lanes`]; an
-//! instruction set is an implementation of that trait. Kernels know nothing about batches, threads or frames.
+//! order is written once, in `tile` (products), `dot` (products with few outputs), `norm` (row norms) and
+//! `merge` (merged weights), which take their tiles from `adapted`, `attention`, `unary` (elementwise functions, whose
+//! formulas are in `exp`, `gate` and `sine`) and `stream` (a plain read), over [`Lanes`]; an instruction set is an
+//! implementation of that trait. Kernels know nothing about batches, threads or frames.
 //!
 //! Every element is summed in an order that only its k decides, whichever tile or thread computes it. So a row's result
 //! depends on nothing but that row, and the kernels that fuse multiply and add agree to the last bit.
@@ -12,6 +12,7 @@
     reason = "instructions are only used where everything is inlined into a function that has them"
 )]
 
+mod adapted;
 mod attention;
 mod dot;
 mod exp;
@@ -34,6 +35,7 @@ use std::str::FromStr;
 use crate::abi::Unary;
 use crate::panels::LANE;
 
+pub(crate) use adapted::AdaptedPanel;
 pub(crate) use attention::{AttentionBlock, Mask, VECTORS};
 pub(crate) use dot::DotBlock;
 pub(crate) use merge::MergeBlock;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Floats, TURN, Tile, fastest_of};
 use crate::context::Context;
 use crate::entry::BLOCK_ROWS;
-use crate::kernels::{Block, DotBlock, Finish, K_BLOCK, MergeBlock};
+use crate::kernels::{AdaptedPanel, Block, DotBlock, Finish, K_BLOCK, MergeBlock};
 use crate::memory::Buffer;
 use crate::panels::{LANE, PANEL, row_stride};
 
@@ -153,7 +153,7 @@ fn merge(context: &Context) -> f64 {
     let (k, rank) = (4 * LANE, 64);
     let (w, a, b) = (Floats::new(k * PANEL), Floats::new(rank * row_stride(k)), Floats::new(rank * PANEL));
     let mut merged = Floats::new(k * PANEL);
-    let block = MergeBlock {
+    let panel = AdaptedPanel {
         k,
         rank,
         width: PANEL,
@@ -162,9 +162,8 @@ fn merge(context: &Context) -> f64 {
         a: a.as_slice().as_ptr(),
         a_stride: row_stride(k),
         b: b.as_slice().as_ptr(),
-        gain: std::ptr::null(),
-        merged: merged.as_mut_slice().as_mut_ptr(),
     };
+    let block = MergeBlock { panel, gain: std::ptr::null(), merged: merged.as_mut_slice().as_mut_ptr() };
     // SAFETY: w and what is merged are panels `[k, PANEL]`, a is `[rank, k]` packed as rows, b a panel `[rank, PANEL]`; the
     // kernels of a context are ones that this CPU can run.
     repeated(|| unsafe { (context.kernels.merge)(black_box(&block)) }) / (k * rank * PANEL) as f64
