@@ -124,7 +124,7 @@ struct Pass<'a> {
 pub(super) struct Ahead {
     /// Into the first-level cache: as many lines as the tile is wide, from here on and then as far apart as steps of w.
     pub(super) near: *const f32,
-    /// Into the second-level cache: a line from here on, and `far_stride` floats further with each step.
+    /// Into the second-level cache: from here on, `far_stride` floats with each step, of which two lines are fetched at most.
     pub(super) far: *const f32,
     pub(super) far_stride: usize,
 }
@@ -202,9 +202,8 @@ unsafe fn all_rows<L: Lanes>(block: &Block<'_>, steps: Steps) {
     }
 }
 
-/// Each tile fetches its share of what follows the panel's block in memory: the next block, or the next panel. Of two
-/// tiles each fetches two lines in three: more than one a step costs more than it gains. A single tile fetches nothing;
-/// it is as fast as memory already.
+/// Each tile fetches its share of what follows the panel's block in memory: the next block, or the next panel. A single
+/// tile fetches nothing; it is as fast as memory already.
 #[inline(always)]
 fn next_block(block: &Block<'_>, steps: Steps, tile: usize, tiles: usize) -> Fetch {
     let (from, floats) = (block.w.wrapping_add(steps.first * block.width), steps.count * block.width);
@@ -266,8 +265,8 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     }
 }
 
-/// The steps of W, and meanwhile what is read after them is fetched: in one share of the steps what the pass says, and in
-/// one for each of those whose B comes next, that B. A core waits for few lines at a time, so they are spread.
+/// The steps of W, and meanwhile what is read after them is fetched: what the pass says, and each B that comes next, in as
+/// much of the steps as it is of all. A core waits for few lines at a time, so they are spread.
 ///
 /// # Safety
 /// As for [`tile`].
@@ -281,8 +280,9 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     // Of a pass without steps this is beyond the panel.
     let w = block.w.wrapping_add(steps.first * block.width + column);
     let x = block.x.wrapping_add(row * block.k + steps.first);
+    let of_b: usize = next.iter().map(|finish| finish.b_rows * block.width).sum();
     let first_share =
-        if next.is_empty() { steps.count } else { (far.floats / LANE).min(steps.count * 3 / 4) };
+        if next.is_empty() { steps.count } else { steps.count * far.floats / (far.floats + of_b).max(1) };
     let (mut begin, mut end, mut fetch) = (0, first_share, far);
     for share in 0..=next.len() {
         if share > 0 {
@@ -384,7 +384,9 @@ pub(super) unsafe fn accumulate<L: Lanes, const ROWS: usize, const WIDTH: usize>
                 lanes[v] = L::load(w.add(v * LANE));
             }
             if let Some(ahead) = ahead {
-                L::prefetch_far(ahead.far.wrapping_add(p * ahead.far_stride));
+                let far = ahead.far.wrapping_add(p * ahead.far_stride);
+                L::prefetch_far(far);
+                L::prefetch_far(far.wrapping_add(ahead.far_stride / 2));
             }
             for r in 0..ROWS {
                 let x = L::splat(*x.at.add(r * x.row_stride + p * x.step_stride));
