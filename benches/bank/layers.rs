@@ -2,14 +2,16 @@
 //! All take turns; before, each row of each must have the very bits that it has alone.
 
 use crate::adapters::{Numbers, norms};
-use crate::findings::{Section, Times};
+use crate::findings::Section;
 use crate::one_thread;
+use crate::turns::medians;
 use engraft::prelude::*;
+use engraft::runtime::measure::Stream;
 use engraft::runtime::{
     self, Adapter, AdapterWeights, Bank, Context, LayerWeights, Model, Rows, Session, Update, Weights,
 };
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const SIZES: [usize; 2] = [768, 4096];
 const RANKS: [usize; 3] = [8, 16, 64];
@@ -33,9 +35,6 @@ const EACH: usize = 1;
 const ONE: usize = 4;
 const HALF: usize = 5;
 
-/// How long the untimed calls of a turn take together at least, and then the timed ones.
-const UNTIMED: Duration = Duration::from_micros(500);
-const TIMED: Duration = Duration::from_millis(1);
 /// Rounds at least and at most.
 const ROUNDS: [usize; 2] = [7, 101];
 
@@ -49,6 +48,13 @@ pub struct Contender {
 impl Contender {
     pub fn new(model: &Model, rows: Rows) -> Self {
         Self { session: model.session(), rows, output: [runtime::Tensor::empty(runtime::DType::F32)] }
+    }
+
+    /// A call to be timed.
+    pub fn turn<'a>(&'a mut self, x: &'a runtime::Tensor) -> Box<dyn FnMut() + 'a> {
+        Box::new(|| {
+            self.call(x);
+        })
     }
 
     pub fn call(&mut self, x: &runtime::Tensor) -> &[f32] {
@@ -153,8 +159,12 @@ impl Layer {
             self.check(contender, &x);
         }
         contenders.push(Contender::new(&self.plain, Rows::default()));
-        let mut times = medians(&mut contenders, &x, budget, ROUNDS);
-        let plain = times.pop().unwrap();
+        // What each row's A and B take to be read, once, from where they lie.
+        let mut read = Stream::new(batch * rank * (self.inputs + self.outputs) * size_of::<f32>());
+        let mut calls: Vec<_> = contenders.iter_mut().map(|contender| contender.turn(&x)).collect();
+        calls.push(Box::new(|| read.read(self.plain.base().context())));
+        let mut times = medians(&mut calls, budget, ROUNDS);
+        let (read, plain) = (times.pop().unwrap(), times.pop().unwrap());
         // Both run the same product, each on weights of its own; which lie better in memory is luck.
         let bare = plain.min(times[BARE]);
         section.add(format!("batch {batch}: bare, median"), bare, "ms");
@@ -167,6 +177,8 @@ impl Layer {
             };
             section.put(format!("batch {batch}: {name} / that"), times[way] / bare, "", bound);
         }
+        let what = format!("batch {batch}: a plain read of as many bytes as all their adapters have / that");
+        section.add(what, read / bare, "");
         // What a row with no adapter costs beside others, if it is what it costs in the base.
         let due = f64::midpoint(bare, times[EACH]);
         let what = format!("batch {batch}: every other row its own / half of bare and all its own");
@@ -188,38 +200,4 @@ impl Layer {
             assert!(alone.call(&x) == found, "a row differs from what it is alone");
         }
     }
-}
-
-/// The median over turns of a call's time, in milliseconds, of so many rounds at least and at most. A turn begins with calls that aren't timed, which bring back to
-/// the caches what the others have driven out; each round begins with another contender.
-pub fn medians(
-    contenders: &mut [Contender],
-    x: &runtime::Tensor,
-    budget: Duration,
-    rounds: [usize; 2],
-) -> Vec<f64> {
-    let turn = |contender: &mut Contender, calls: u32| {
-        let begun = Instant::now();
-        for _ in 0..calls {
-            contender.call(x);
-        }
-        begun.elapsed() / calls
-    };
-    let calls = |contender: &mut Contender| {
-        let once = turn(contender, 1).as_nanos().max(100);
-        [UNTIMED, TIMED].map(|time| time.as_nanos().div_ceil(once) as u32)
-    };
-    let calls: Vec<_> = contenders.iter_mut().map(calls).collect();
-    let mut times: Vec<_> = contenders.iter().map(|_| Times::default()).collect();
-    let (begun, mut round) = (Instant::now(), 0);
-    while round < rounds[0] || (round < rounds[1] && begun.elapsed() < budget) {
-        for place in 0..contenders.len() {
-            let index = (place + round) % contenders.len();
-            let [untimed, timed] = calls[index];
-            turn(&mut contenders[index], untimed);
-            times[index].push(turn(&mut contenders[index], timed));
-        }
-        round += 1;
-    }
-    times.iter_mut().map(|times| times.quantile(0.5)).collect()
 }

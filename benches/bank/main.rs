@@ -11,6 +11,7 @@ mod merge;
 mod minilm;
 mod soak;
 mod swap;
+mod turns;
 
 use clap::{Parser, ValueEnum};
 use engraft::runtime::Options;

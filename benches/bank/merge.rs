@@ -4,7 +4,8 @@
 
 use crate::adapters::Numbers;
 use crate::findings::{Section, Times};
-use crate::layers::{Contender, Layer, medians};
+use crate::layers::{Contender, Layer};
+use crate::turns::medians;
 use engraft::compiler::plan::merge_cost::{self, Estimate, Workload};
 use engraft::runtime::measure::Rates;
 use engraft::runtime::{Adapter, Rows};
@@ -125,7 +126,8 @@ impl<'a> Points<'a> {
             });
             compare(&mut contenders, &x);
             let rounds = if whole { ROUNDS } else { [1, 1] };
-            let calls = medians(&mut contenders, &x, budget, rounds);
+            let calls =
+                medians(&mut contenders.each_mut().map(|contender| contender.turn(&x)), budget, rounds);
             let workload = Workload { rows: batch as u64, adapters: adapters as u64, ..Workload::default() };
             Measured {
                 what: format!("batch {batch}, adapters {adapters}"),
