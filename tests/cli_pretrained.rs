@@ -180,6 +180,53 @@ fn generate_prints_text_or_facts() {
     assert!(fails(&bad).contains("the temperature is -1"));
 }
 
+/// Prompts go on together, each with its adapter, as each does alone with it.
+#[test]
+fn each_prompt_goes_on_with_its_own_adapter() {
+    let Some(smollm2) = model(SMOLLM2) else { return };
+    let files = tempfile::tempdir().unwrap();
+    let (adapter, rows) = (files.path().join("adapter"), files.path().join("rows.txt"));
+    lora_of_smollm2(&adapter);
+    fs::write(&rows, "a\n-\na\n").unwrap();
+    let prompts = ["The capital of France is", "One, two, three, four, five,", "Once upon a time"];
+    let tokens = |arguments: &[&str], prompts: &[&str]| -> Vec<serde_json::Value> {
+        let fixed = ["generate", path(&smollm2), "--tokens", "4", "--json"];
+        let prompts = prompts.iter().flat_map(|prompt| ["--prompt", prompt]);
+        let all: Vec<_> = fixed.into_iter().chain(prompts).chain(arguments.iter().copied()).collect();
+        let printed = succeeds(&all, "");
+        let each = serde_json::Deserializer::from_str(&printed).into_iter::<serde_json::Value>();
+        each.map(|facts| facts.unwrap()["tokens"].clone()).collect()
+    };
+    let (rows, named) = (format!("--rows={}", path(&rows)), format!("--adapter=a={}", path(&adapter)));
+    let together = tokens(&[&rows, &named], &prompts);
+    let adapted = tokens(&[&format!("--adapter={}", path(&adapter))], &prompts);
+    let plain = tokens(&[], &prompts);
+    assert_eq!(together, [&adapted[0], &plain[1], &adapted[2]].map(Clone::clone));
+    assert!(adapted[0] != plain[0] && adapted[1] != plain[1]);
+    assert_eq!(tokens(&[], &prompts[1..2]), plain[1..2]);
+}
+
+/// A `LoRA` of rank 1 on each layer that ends a block's MLP, with as much effect as changes tokens.
+fn lora_of_smollm2(directory: &std::path::Path) {
+    let factor = |out: usize, k: usize| {
+        let elements = (0..out * k).map(|index| ((index * 37 % 101) as f32 - 50.0) / 100.0).collect();
+        Tensor::f32(&[out, k], elements).unwrap()
+    };
+    let module = |layer: usize| {
+        let name =
+            |part: &str| format!("base_model.model.model.layers.{layer}.mlp.down_proj.lora_{part}.weight");
+        [(name("A"), factor(1, 1536)), (name("B"), factor(576, 1))]
+    };
+    let tensors: Vec<_> = (0..30).flat_map(module).collect();
+    let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
+    fs::create_dir(directory).unwrap();
+    write(directory.join("adapter_model.safetensors"), &tensors).unwrap();
+    let config = serde_json::json!({
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 1, "lora_alpha": 1, "target_modules": ["down_proj"],
+    });
+    fs::write(directory.join("adapter_config.json"), config.to_string()).unwrap();
+}
+
 /// `--adapter NAME=DIR` for each of a recording's adapters, and a file with the rows' names.
 fn with_rows(recorded: &std::path::Path, rows: &std::path::Path) -> Vec<String> {
     let json = fs::read_to_string(recorded.join("case.json")).unwrap();

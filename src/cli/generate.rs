@@ -1,4 +1,4 @@
-//! `engraft generate`: a text goes on, token by token, as it is read.
+//! `engraft generate`: a text goes on, token by token, as it is read; or several do, together.
 
 use super::error::CliError;
 use super::output::{FAINT, Output};
@@ -6,17 +6,17 @@ use super::pretrained::PretrainedArgs;
 use clap::{Args, value_parser};
 use engraft::import::models::Logits;
 use engraft::pretrained::sampling::Sampler;
-use engraft::pretrained::{CompileOptions, End, Generation, Generator};
+use engraft::pretrained::{CompileOptions, End, Generation, Prompt};
 use serde::Serialize;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Go on with a text
 #[derive(Args)]
 pub struct Generate {
     #[command(flatten)]
     model: PretrainedArgs,
-    /// The text to go on with, as it is: no chat template is put around it. With --rows, again and again, each with its
-    /// own adapter
+    /// The text to go on with, as it is: no chat template is put around it. Several go on together, with --rows each with its
+    /// own adapter, and are printed at the end
     #[arg(long, required = true)]
     prompt: Vec<String>,
     /// The most tokens to generate
@@ -38,14 +38,15 @@ pub struct Generate {
 
 /// What was generated.
 #[derive(Serialize)]
-struct Facts {
+struct Facts<'g> {
     prompt_tokens: usize,
-    tokens: Vec<u32>,
-    text: String,
+    tokens: &'g [u32],
+    text: &'g str,
     end: &'static str,
     milliseconds: Milliseconds,
 }
 
+/// How long it took, all texts together.
 #[derive(Serialize)]
 struct Milliseconds {
     load: f64,
@@ -61,15 +62,30 @@ impl Generate {
         // What makes no sense is refused before anything is loaded.
         self.sampler()?;
         let start = Instant::now();
-        let ready = self.model.ready(&CompileOptions { logits: Logits::Last, ..Default::default() }, 1)?;
-        let rows = ready.rows("prompts", self.prompt.len())?;
+        let options = CompileOptions { logits: Logits::Last, ..Default::default() };
+        let ready = self.model.ready(&options, self.prompt.len() as u64)?;
         let mut generator = ready.model.generator()?;
-        let mut load = start.elapsed();
-        for (index, prompt) in self.prompt.iter().enumerate() {
-            generator.set_rows(rows.select(&[index]));
-            let mut sampler = self.sampler()?;
-            self.generate(&mut generator, prompt, &mut sampler, load, output)?;
-            load = Duration::ZERO;
+        generator.set_rows(ready.rows("prompts", self.prompt.len())?);
+        let load = start.elapsed();
+        let mut samplers = self.prompt.iter().map(|_| self.sampler()).collect::<Result<Vec<_>, _>>()?;
+        let prompts = self.prompt.iter().zip(&mut samplers);
+        let mut prompts: Vec<_> = prompts.map(|(text, sampler)| Prompt { text, sampler }).collect();
+        let is_streamed = !self.json && prompts.len() == 1;
+        let start = Instant::now();
+        // Whoever reads may go away: that ends the printing, not the text.
+        let mut printed = Ok(());
+        let generations = generator.generate_all(&mut prompts, self.tokens as usize, |_, piece| {
+            if is_streamed && printed.is_ok() {
+                printed = output.text(piece);
+            }
+        })?;
+        printed?;
+        let [load, generate] = [load, start.elapsed()].map(|time| time.as_secs_f64() * 1e3);
+        for generation in &generations {
+            if !self.json && !is_streamed {
+                output.text(&generation.text)?;
+            }
+            self.print(output, generation, Milliseconds { load, generate })?;
         }
         Ok(())
     }
@@ -82,33 +98,11 @@ impl Generate {
         })
     }
 
-    fn generate(
-        &self,
-        generator: &mut Generator<'_>,
-        prompt: &str,
-        sampler: &mut Sampler,
-        load: Duration,
-        output: &mut Output,
-    ) -> Result<(), CliError> {
-        let start = Instant::now();
-        // Whoever reads may go away: that ends the printing, not the text.
-        let mut printed = Ok(());
-        let generation = generator.generate(prompt, self.tokens as usize, sampler, |piece| {
-            if !self.json && printed.is_ok() {
-                printed = output.text(piece);
-            }
-        })?;
-        printed?;
-        let generate = start.elapsed();
-        let milliseconds =
-            Milliseconds { load: load.as_secs_f64() * 1e3, generate: generate.as_secs_f64() * 1e3 };
-        self.print(output, generation, milliseconds)
-    }
-
+    /// What is said after a text. Times are those of all texts together.
     fn print(
         &self,
         output: &mut Output,
-        generation: Generation,
+        generation: &Generation,
         milliseconds: Milliseconds,
     ) -> Result<(), CliError> {
         let Generation { prompt_tokens, tokens, text, end } = generation;
@@ -118,7 +112,7 @@ impl Generate {
             End::Context => "full context",
         };
         if self.json {
-            let facts = Facts { prompt_tokens, tokens, text, end, milliseconds };
+            let facts = Facts { prompt_tokens: *prompt_tokens, tokens, text, end, milliseconds };
             return if self.prompt.len() > 1 { output.json_line(&facts) } else { output.json(&facts) };
         }
         let Milliseconds { load, generate } = milliseconds;

@@ -1,9 +1,12 @@
-//! Going on with a text: the prompt in one call, then a token at a time on what the session carries. Knows nothing about
-//! files and terminals.
+//! Going on with texts: the prompts in one call, then a token of each at a time on what the session carries. Knows nothing
+//! about files and terminals.
+//!
+//! Prompts are padded in front to the longest, and a text that has ended goes on as padding until all have. The mask hides
+//! it, so what becomes of a text does not depend on those beside it.
 
 use super::sampling::{Sampler, SamplingError};
 use super::{CompiledModel, PretrainedError};
-use crate::import::tokenizer::TextTokenizer;
+use crate::import::tokenizer::{TextStream, TextTokenizer};
 use crate::runtime::{Rows, Session, Tensor, Weights};
 use thiserror::Error;
 
@@ -16,14 +19,19 @@ pub enum GenerateError {
     /// The logits could not be chosen from.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
-    /// The prompt has no token to begin with.
-    #[error("the prompt is empty: the tokenizer makes no token of it, expected at least one")]
-    EmptyPrompt,
-    /// The prompt leaves no room.
+    /// A prompt has no token to begin with.
+    #[error("prompt {prompt} is empty: the tokenizer makes no token of it, expected at least one")]
+    EmptyPrompt {
+        /// Which, from 1.
+        prompt: usize,
+    },
+    /// A prompt leaves no room.
     #[error(
-        "the prompt has {found} tokens, but the model's context has {context} and there must be room for one more"
+        "prompt {prompt} has {found} tokens, but the model's context has {context} and there must be room for one more"
     )]
     LongPrompt {
+        /// Which, from 1.
+        prompt: usize,
         /// How many tokens it has.
         found: usize,
         /// The model's limit.
@@ -61,6 +69,14 @@ pub struct Generation {
     pub end: End,
 }
 
+/// A text to go on with, and what chooses its tokens.
+pub struct Prompt<'t> {
+    /// The text.
+    pub text: &'t str,
+    /// Its own, so that what is drawn does not depend on other texts.
+    pub sampler: &'t mut Sampler,
+}
+
 /// Goes on with texts, one session for all of them.
 pub struct Generator<'m> {
     model: &'m CompiledModel,
@@ -77,7 +93,7 @@ impl<'m> Generator<'m> {
         Ok(Self { model, session: model.session(), tokenizer, ends, rows: Rows::default() })
     }
 
-    /// Goes on with the adapter of `rows`, which say one item's, or with the model as it is, if they are empty.
+    /// Goes on with the adapters of `rows`, which say one for each prompt, or with the model as it is, if they are empty.
     pub fn set_rows(&mut self, rows: Rows) {
         self.rows = rows;
     }
@@ -93,56 +109,171 @@ impl<'m> Generator<'m> {
         sampler: &mut Sampler,
         mut emit: impl FnMut(&str),
     ) -> Result<Generation, GenerateError> {
+        let prompt = Prompt { text: prompt, sampler };
+        // One prompt gives one text.
+        Ok(self.generate_all(&mut [prompt], most, |_, piece| emit(piece))?.remove(0))
+    }
+
+    /// Goes on with several prompts at once, each by at most `most` tokens: the weights are read once for a token of all of
+    /// them. `emit` gets a prompt's index and a piece of its text.
+    ///
+    /// # Errors
+    /// A prompt is empty or too long, there are adapters for another number of prompts, or the model cannot be run.
+    pub fn generate_all(
+        &mut self,
+        prompts: &mut [Prompt<'_>],
+        most: usize,
+        mut emit: impl FnMut(usize, &str),
+    ) -> Result<Vec<Generation>, GenerateError> {
         let Self { model, session, tokenizer, ends, rows } = self;
-        let prompt = tokenizer.encode(prompt).map_err(PretrainedError::from)?.ids;
-        let context = model.architecture().context();
-        match prompt.len() {
-            0 => return Err(GenerateError::EmptyPrompt),
-            found if found >= context => return Err(GenerateError::LongPrompt { found, context }),
-            _ => {}
+        let limits = Limits { most, context: model.architecture().context(), ends };
+        let mut texts = Vec::with_capacity(prompts.len());
+        for (index, prompt) in prompts.iter().enumerate() {
+            texts.push(Continuation::new(tokenizer, index, prompt.text, &limits)?);
+        }
+        let longest = texts.iter().map(|text| text.latest.len()).max().unwrap_or(0);
+        for text in &mut texts {
+            text.pad(longest);
         }
         session.reset();
-        session.reserve(context.min(prompt.len() + most));
-        let (mut stream, mut text, mut tokens) = (tokenizer.stream(), String::new(), Vec::new());
-        let mut latest = prompt.clone();
-        let end = loop {
-            if tokens.len() == most {
-                break End::Enough;
-            }
-            if prompt.len() + tokens.len() == context {
-                break End::Context;
-            }
-            let logits = step(model, session, &latest, rows)?;
+        session.reserve(longest + texts.iter().map(|text| text.left(&limits)).max().unwrap_or(0));
+        while texts.iter().any(|text| text.end.is_none()) {
+            let logits = step(model, session, &texts, rows)?;
             let logits = logits.as_f32().map_err(PretrainedError::from)?;
-            // Of the last token, whether or not the model was compiled to give those of all.
-            let last = logits.len().saturating_sub(model.architecture().vocab());
-            let token = sampler.choose(&logits[last..])? as u32;
-            if ends.contains(&token) {
-                break End::Token;
+            let of_each = logits.chunks_exact(logits.len() / texts.len());
+            for (index, (text, logits)) in texts.iter_mut().zip(of_each).enumerate() {
+                // Of the last token, whether or not the model was compiled to give those of all.
+                let last = &logits[logits.len().saturating_sub(model.architecture().vocab())..];
+                text.go_on(last, prompts[index].sampler, &limits, |piece| emit(index, piece))?;
             }
-            let piece = stream.push(token).map_err(PretrainedError::from)?;
-            emit(&piece);
-            text.push_str(&piece);
-            tokens.push(token);
-            latest = vec![token];
-        };
-        let rest = stream.finish().map_err(PretrainedError::from)?;
-        emit(&rest);
-        text.push_str(&rest);
-        Ok(Generation { prompt_tokens: prompt.len(), tokens, text, end })
+        }
+        Ok(texts.into_iter().map(Continuation::into_generation).collect())
     }
 }
 
-/// The logits after these tokens, which come after those that the session carries.
+/// What ends a text.
+struct Limits<'g> {
+    most: usize,
+    context: usize,
+    ends: &'g [u32],
+}
+
+/// A text on its way.
+struct Continuation<'g> {
+    prompt_tokens: usize,
+    tokens: Vec<u32>,
+    text: String,
+    /// While it goes on.
+    stream: Option<TextStream<'g>>,
+    end: Option<End>,
+    /// What the model has not seen yet.
+    latest: Vec<i64>,
+    /// What of all tokens so far, those not seen included, is no padding.
+    mask: Vec<i64>,
+}
+
+impl<'g> Continuation<'g> {
+    fn new(
+        tokenizer: &'g TextTokenizer,
+        index: usize,
+        prompt: &str,
+        limits: &Limits<'_>,
+    ) -> Result<Self, GenerateError> {
+        let ids = tokenizer.encode(prompt).map_err(PretrainedError::from)?.ids;
+        let (prompt, context) = (index + 1, limits.context);
+        match ids.len() {
+            0 => return Err(GenerateError::EmptyPrompt { prompt }),
+            found if found >= context => return Err(GenerateError::LongPrompt { prompt, found, context }),
+            _ => {}
+        }
+        let mut text = Self {
+            prompt_tokens: ids.len(),
+            tokens: Vec::new(),
+            text: String::new(),
+            stream: None,
+            end: None,
+            mask: vec![1; ids.len()],
+            latest: ids.into_iter().map(i64::from).collect(),
+        };
+        text.end = text.limit(limits);
+        text.stream = text.end.is_none().then(|| tokenizer.stream());
+        Ok(text)
+    }
+
+    /// Puts padding in front, so that there are so many tokens.
+    fn pad(&mut self, count: usize) {
+        let missing = count - self.latest.len();
+        self.latest.splice(..0, std::iter::repeat_n(0, missing));
+        self.mask.splice(..0, std::iter::repeat_n(0, missing));
+    }
+
+    /// How many tokens may follow.
+    fn left(&self, limits: &Limits<'_>) -> usize {
+        (limits.most - self.tokens.len()).min(limits.context - self.prompt_tokens - self.tokens.len())
+    }
+
+    fn limit(&self, limits: &Limits<'_>) -> Option<End> {
+        match self.left(limits) {
+            0 if self.tokens.len() == limits.most => Some(End::Enough),
+            0 => Some(End::Context),
+            _ => None,
+        }
+    }
+
+    /// Takes the next token from its logits, or padding if the text has ended.
+    fn go_on(
+        &mut self,
+        logits: &[f32],
+        sampler: &mut Sampler,
+        limits: &Limits<'_>,
+        mut emit: impl FnMut(&str),
+    ) -> Result<(), GenerateError> {
+        self.latest.clear();
+        if let Some(mut stream) = self.stream.take() {
+            let token = sampler.choose(logits)? as u32;
+            if limits.ends.contains(&token) {
+                self.end = Some(End::Token);
+            } else {
+                self.tokens.push(token);
+                self.end = self.limit(limits);
+                self.told(&stream.push(token).map_err(PretrainedError::from)?, &mut emit);
+            }
+            match self.end {
+                None => self.stream = Some(stream),
+                Some(_) => self.told(&stream.finish().map_err(PretrainedError::from)?, &mut emit),
+            }
+        }
+        let seen = self.tokens.last().filter(|_| self.end.is_none());
+        self.latest.push(seen.map_or(0, |&token| i64::from(token)));
+        self.mask.push(i64::from(seen.is_some()));
+        Ok(())
+    }
+
+    fn told(&mut self, piece: &str, emit: &mut impl FnMut(&str)) {
+        if !piece.is_empty() {
+            emit(piece);
+            self.text.push_str(piece);
+        }
+    }
+
+    fn into_generation(self) -> Generation {
+        let Self { prompt_tokens, tokens, text, end, .. } = self;
+        Generation { prompt_tokens, tokens, text, end: end.expect("all texts have ended") }
+    }
+}
+
+/// The logits after the latest tokens of all texts, which come after those that the session carries.
 fn step(
     model: &CompiledModel,
     session: &mut Session,
-    tokens: &[u32],
+    texts: &[Continuation<'_>],
     rows: &Rows,
 ) -> Result<Tensor, PretrainedError> {
-    let ids = tokens.iter().map(|&token| i64::from(token)).collect();
-    let ids = Tensor::i64(&[1, tokens.len()], ids)?;
-    let outputs = model.run_rows_in(session, &Weights::from_iter([("input_ids", ids)]), rows)?;
+    let tensor = |of_each: Vec<&[i64]>| Tensor::i64(&[of_each.len(), of_each[0].len()], of_each.concat());
+    let ids = tensor(texts.iter().map(|text| &text.latest[..]).collect())?;
+    let mask = tensor(texts.iter().map(|text| &text.mask[..]).collect())?;
+    let inputs = Weights::from_iter([("input_ids", ids), ("attention_mask", mask)]);
+    let outputs = model.run_rows_in(session, &inputs, rows)?;
     let (_, logits) = outputs.into_iter().next().expect("a decoder gives logits");
     Ok(logits)
 }

@@ -23,4 +23,4 @@ pub use base::{Assembled, Pretrained};
 pub use compiled::{CompileOptions, CompiledModel};
 pub use embedder::{Embedder, MAX_TOKENS};
 pub use error::PretrainedError;
-pub use generator::{End, GenerateError, Generation, Generator};
+pub use generator::{End, GenerateError, Generation, Generator, Prompt};
