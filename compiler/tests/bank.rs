@@ -396,6 +396,45 @@ fn an_adaptable_layer_must_run_with_the_call() {
     );
 }
 
+/// `DoRA` has no direction where W + s B A is zero: what divides by its norm is refused rather than no number.
+#[test]
+fn a_norm_of_zero_is_refused() {
+    let mut weight = Numbers(1).tensor(&[3, 2]).as_f32().unwrap().to_vec();
+    let mut numbers = Numbers(2);
+    let (a, mut b) = (numbers.tensor(&[1, 2]), vec![1.0; 3]);
+    weight[2..4].fill(0.0);
+    b[1] = 0.0;
+    let weights = Weights::from_iter([("w", Arc::new(Tensor::f32(&[3, 2], weight).unwrap()))]);
+    let bank = Bank::new(load(&layer(3, 2, false), &weights, 1).0);
+    let magnitude = Some(Arc::new(Tensor::f32(&[3], vec![1.0; 3]).unwrap()));
+    let b = Arc::new(Tensor::f32(&[3, 1], b).unwrap());
+    let updates = vec![Update { a, b, scale: 1.0, magnitude, bias_of_b: None }];
+    let weights =
+        AdapterWeights::from([("fc".to_owned(), LayerWeights { updates, ..LayerWeights::default() })]);
+    let error = bank.load("a", &weights).unwrap_err().to_string();
+    let message = "the norm of W + s B A is 0 at output 1, and DoRA divides by it";
+    assert_eq!(error, format!("adapter `a`: layer `fc`: {message}"));
+}
+
+/// A gain of zero hides an output; an update after it that adds nothing to this output has nothing to undo.
+#[test]
+fn what_adds_nothing_may_follow_a_gain_of_zero() {
+    let (bank, model) = little();
+    let mut weights = lora(2, "fc");
+    let layer = weights.get_mut("fc").unwrap();
+    layer.updates[0].magnitude = Some(Arc::new(Tensor::f32(&[3], vec![1.0, 0.0, 1.0]).unwrap()));
+    let mut after = lora(1, "fc")["fc"].updates[0].clone();
+    let mut b = after.b.as_f32().unwrap().to_vec();
+    b[1] = 0.0;
+    after.b = Arc::new(Tensor::f32(&[3, 1], b).unwrap());
+    layer.updates.push(after);
+    bank.load("a", &weights).unwrap();
+    let x = Tensor::f32(&[1, 1, 2], vec![1.0, 2.0]).unwrap();
+    let y = model.session().run_rows(&[("x", &x)], &bank.rows(&[Some("a")]).unwrap()).unwrap();
+    let y = reals(&y[0].1);
+    assert!(y[1] == 0.0 && y[0] != 0.0 && y[2] != 0.0, "{y:?}");
+}
+
 /// An update that only f32 cannot hold after a tiny gain is refused rather than made infinite.
 #[test]
 fn what_a_tiny_gain_makes_infinite_is_refused() {

@@ -86,6 +86,14 @@ pub enum FormError {
         /// The gain.
         gain: String,
     },
+    /// `DoRA` divides by a norm that nothing can be divided by.
+    #[error("the norm of W + s B A is {found} at output {output}, and DoRA divides by it")]
+    Norm {
+        /// The output.
+        output: usize,
+        /// The norm.
+        found: f32,
+    },
     /// The layer has no bias that could be replaced.
     #[error("it replaces the bias, but the layer has none")]
     NoBias,
@@ -303,7 +311,12 @@ impl Joint {
         if let Some((magnitude, b)) = update.magnitude.as_ref().zip(packed.as_ref()) {
             // SAFETY: the layer's panels, and A and B as they were just packed.
             let norms = unsafe { norms(layer, (a, rank), b, kernels) };
-            self.times(values(magnitude).iter().zip(norms).map(|(m, n)| m / n).collect());
+            let gain =
+                values(magnitude).iter().zip(norms).enumerate().map(|(output, (m, norm))| match norm {
+                    found if found == 0.0 || !found.is_finite() => Err(FormError::Norm { output, found }),
+                    norm => Ok(m / norm),
+                });
+            self.times(gain.collect::<Result<_, _>>()?);
         }
         if is_all {
             self.panels = packed;
@@ -327,6 +340,10 @@ impl Joint {
         let rows = b.chunks_exact(rank.max(1)).zip(self.b.chunks_exact_mut(self.rank.max(1)));
         for (output, (from, to)) in rows.enumerate() {
             let gain = self.gain.as_ref().map_or(1.0, |gain| gain[output]);
+            // Where nothing is added, nothing has to be undone.
+            if from.iter().all(|&from| scale * from == 0.0) {
+                continue;
+            }
             let undo = inverse(output, gain)?;
             for (to, &from) in to[self.so_far..].iter_mut().zip(from) {
                 *to = scale * from * undo;
