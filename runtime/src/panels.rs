@@ -165,18 +165,26 @@ unsafe fn pack_part(pack: &Pack, index: usize, inputs: Range<usize>) {
 /// As for [`pack_piece`].
 unsafe fn pack_panel(pack: &Pack, w: *const f32, to: *mut f32, panel: Panel, inputs: Range<usize>) {
     let (out_stride, k_stride) = (pack.out_stride as usize, pack.k_stride as usize);
+    // A line of each output; those that are none stay zero.
+    let mut lines = [[0.0; STEP]; PANEL];
     for p0 in inputs.clone().step_by(STEP) {
-        let p1 = (p0 + STEP).min(inputs.end);
-        // SAFETY: j < columns, p < k, and position p * width + j lies inside the panel.
+        let count = STEP.min(inputs.end - p0);
+        let from = w.wrapping_add(panel.first * out_stride + p0 * k_stride);
+        // SAFETY: outputs and inputs are the matrix's, and step p of the panel has `width` floats.
         unsafe {
-            for j in 0..panel.columns {
-                for p in p0..p1 {
-                    let element = w.wrapping_add((panel.first + j) * out_stride + p * k_stride);
-                    *to.add(p * panel.width + j) = pack.scale * *element;
+            // All lines are on their way before one is used.
+            for (j, line) in lines[..panel.columns].iter_mut().enumerate() {
+                let from = from.wrapping_add(j * out_stride);
+                match k_stride {
+                    1 if count == STEP => std::ptr::copy_nonoverlapping(from, line.as_mut_ptr(), STEP),
+                    _ => (0..count).for_each(|p| line[p] = *from.wrapping_add(p * k_stride)),
                 }
             }
-            for p in p0..p1 {
-                to.add(p * panel.width + panel.columns).write_bytes(0, panel.width - panel.columns);
+            for p in 0..count {
+                let to = to.add((p0 + p) * panel.width);
+                for (j, line) in lines[..panel.width].iter().enumerate() {
+                    *to.add(j) = pack.scale * line[p];
+                }
             }
         }
     }
