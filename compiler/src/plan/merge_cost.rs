@@ -19,9 +19,17 @@ pub struct Layer {
     pub k: u64,
     /// The adapter's rank: of all updates together, if there are several.
     pub rank: u64,
-    /// How often a matrix as large as the weight is written on the way to the merged panels: once where they are made from
-    /// the panels of W, more often where they are a graph's values.
-    pub copies: u64,
+    /// How the merged weight is made.
+    pub way: Way,
+}
+
+/// How a merged weight is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Panels from the panels of W, as a bank does it.
+    ByPanels,
+    /// By rows, from W as it was loaded, and then packed: a graph's values.
+    ByRows,
 }
 
 /// How layers are used.
@@ -200,12 +208,18 @@ impl Model<'_> {
         arithmetic.max(self.panel_row() / self.nearest())
     }
 
-    /// `W + s B A` for each element, in memory that is taken for it: W is read, and W' written, where neither is near.
+    /// `W + s B A` for each element, in memory that is taken for it: W is read, and W' written, where neither is near. By rows
+    /// s B A is written and W packed for its norms, then W' is written and packed.
     fn merging(&self) -> f64 {
-        let Layer { out, k, rank, copies } = self.layer;
+        let Layer { out, k, rank, way } = self.layer;
         let bytes = self.weight() as f64;
-        let moved = 2.0 * bytes / self.read(2.0 * bytes) + bytes / self.rate(bytes, |level| level.fresh);
-        out as f64 * k as f64 * rank as f64 * self.rates.merge + copies as f64 * moved
+        let moved = match way {
+            Way::ByPanels => {
+                2.0 * bytes / self.read(2.0 * bytes) + bytes / self.rate(bytes, |level| level.fresh)
+            }
+            Way::ByRows => 2.0 * bytes / self.rate(bytes, |level| level.packed),
+        };
+        out as f64 * k as f64 * rank as f64 * self.rates.merge + moved
     }
 
     /// A sum over the adapters' rows, which are as many for each or one more.

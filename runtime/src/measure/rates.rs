@@ -6,11 +6,12 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use super::{Floats, TURN, Tile, fastest_of};
+use crate::abi::{Pack, Packing};
 use crate::context::Context;
 use crate::entry::BLOCK_ROWS;
 use crate::kernels::{AdaptedPanel, Block, DotBlock, Finish, K_BLOCK, MergeBlock};
 use crate::memory::Buffer;
-use crate::panels::{LANE, PANEL, row_stride};
+use crate::panels::{self, LANE, PANEL, row_stride};
 
 /// Working sets at which reading is measured: from what a second-level cache has room for to what none has.
 const WORKING_SETS: [usize; 6] = [512 << 10, 2 << 20, 8 << 20, 16 << 20, 32 << 20, 96 << 20];
@@ -59,6 +60,9 @@ pub struct Level {
     pub apart: [f64; 2],
     /// Bytes per second at which as much memory is taken from the system, written, and given back.
     pub fresh: f64,
+    /// Bytes per second at which a product of low rank is written by rows and then packed into panels, both in memory that is
+    /// taken for it.
+    pub packed: f64,
 }
 
 impl Rates {
@@ -79,6 +83,7 @@ impl Rates {
             read: PANEL_ROW / read(context, &weight, bytes, 1, 1),
             apart: [1, context.kernels.tile_rows].map(|rows| read(context, &weight, bytes, rows, APART)),
             fresh: bytes as f64 / repeated(|| drop(black_box(fresh(bytes)))),
+            packed: bytes as f64 / repeated(|| drop(black_box(packed(context, &weight, bytes)))),
         };
         Rates {
             panel: PANEL as u64,
@@ -98,6 +103,49 @@ impl Rates {
 /// When there is no such memory.
 fn fresh(bytes: usize) -> Buffer {
     Buffer::zeroed(bytes).expect("memory to measure with")
+}
+
+/// A product with [`RANK`] inputs, in new memory by rows, and packed into new memory. The factors are parts of a matrix.
+fn packed(context: &Context, factors: &Floats, bytes: usize) -> [Buffer; 2] {
+    let [rows, panels] = [(); 2].map(|()| fresh(bytes));
+    let out = bytes / size_of::<f32>() / K / LANE * LANE;
+    let factors = factors.as_slice().as_ptr();
+    for (first, panel) in
+        (0..out).step_by(BLOCK_ROWS).flat_map(|first| (0..K / PANEL).map(move |panel| (first, panel)))
+    {
+        let finishes = [Finish::nothing(out)];
+        // SAFETY: a block of the product, whose factors `[out, RANK]` and `[K, RANK]` are shorter than the matrix.
+        unsafe {
+            (context.kernels.product)(&Block {
+                rows: BLOCK_ROWS.min(out - first),
+                k: RANK,
+                first_column: 0,
+                width: PANEL,
+                columns: PANEL,
+                x: factors.add(first * RANK),
+                w: factors.add(panel * PANEL * RANK),
+                y: rows.floats().add(first * K + panel * PANEL),
+                y_stride: K,
+                first_row: first,
+                finishes: &finishes,
+            });
+        }
+    }
+    let pack = Pack {
+        batch: 1,
+        out: out as u64,
+        k: K as u64,
+        w: rows.floats(),
+        w_batch_stride: 0,
+        out_stride: K as u64,
+        k_stride: 1,
+        scale: 1.0,
+        packing: Packing::Panels,
+        packed: panels.floats(),
+    };
+    // SAFETY: both have as many floats, since the outputs are whole lanes.
+    unsafe { panels::pack_here(&pack) };
+    [rows, panels]
 }
 
 /// Seconds for each input of a panel that a product of few rows takes that reads panels of so many bytes together, each so
@@ -179,7 +227,7 @@ fn repeated(mut run: impl FnMut()) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Rates, WORKING_SETS, fresh};
+    use super::{Level, Rates, WORKING_SETS, fresh};
     use crate::context::{Context, Options};
     use std::num::NonZeroUsize;
 
@@ -190,8 +238,9 @@ mod tests {
         let rates = Rates::measure(&context);
         assert_eq!(rates.tile.len(), context.kernels.tile_rows);
         assert_eq!(rates.memory.iter().map(|level| level.bytes as usize).collect::<Vec<_>>(), WORKING_SETS);
-        let memory =
-            rates.memory.iter().flat_map(|level| [level.read, level.fresh, level.apart[0], level.apart[1]]);
+        let of_level =
+            |level: &Level| [level.read, level.fresh, level.packed, level.apart[0], level.apart[1]];
+        let memory = rates.memory.iter().flat_map(of_level);
         let all = rates.tile.iter().copied().chain([rates.dot, rates.merge]).chain(memory);
         assert!(all.into_iter().all(|rate| rate.is_finite() && rate > 0.0), "{rates:?}");
     }
