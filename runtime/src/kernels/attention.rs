@@ -14,7 +14,7 @@ mod seen;
 mod values;
 
 use super::Lanes;
-use super::exp::of_negative as exp;
+use super::exp::power_of_negative as power;
 use crate::panels::LANE;
 use scores::{scores, transpose};
 use seen::{Keys, Vectors};
@@ -115,7 +115,7 @@ pub(super) unsafe fn attention<L: Lanes>(block: &AttentionBlock) {
     }
 }
 
-/// Makes one lane's scores weights, `exp(score - max)`, and brings maxima and sums up to date; `first` is its first vector.
+/// Makes one lane's scores weights, 2 to the power of `score - max`, and brings maxima and sums up to date; `first` is its first vector.
 #[inline(always)]
 unsafe fn weights<L: Lanes>(vectors: &mut Vectors, keys: &Keys, scores: *mut f32, first: usize) {
     let [from, to] = keys.seen;
@@ -142,10 +142,10 @@ unsafe fn weights<L: Lanes>(vectors: &mut Vectors, keys: &Keys, scores: *mut f32
         }
         // Of a vector that has seen nothing yet, every difference is minus infinity still.
         let base = L::splat(f32::MIN).max(max).mul(L::splat(-1.0));
-        let decay = exp(old.add(base));
+        let decay = power(old.add(base));
         let mut sum = L::load(vectors.sum.as_ptr().add(first)).mul(decay);
         for key in from..to {
-            let weight = exp(L::load(scores.add(key * VECTORS)).add(base));
+            let weight = power(L::load(scores.add(key * VECTORS)).add(base));
             weight.store(scores.add(key * VECTORS));
             sum = sum.add(weight);
         }

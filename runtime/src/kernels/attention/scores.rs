@@ -4,8 +4,9 @@ use super::super::Lanes;
 use super::seen::{Keys, Vectors};
 use super::{AttentionBlock, PIECE, Places, VECTORS};
 use crate::panels::LANE;
+use std::f64::consts::LOG2_E;
 
-/// Lays columns of the vectors side by side, `scale` multiplied in: from `column` on, as many as there are or fit.
+/// Lays columns of the vectors side by side, `scale` and log₂ e multiplied in: from `column` on, as many as there are or fit.
 ///
 /// # Safety
 /// The vectors are valid, and `to` has room for `[PIECE, VECTORS]`.
@@ -19,7 +20,8 @@ pub(super) unsafe fn transpose<L: Lanes>(
     let (columns, padded) = ((block.d - column).min(PIECE), block.count.next_multiple_of(LANE));
     // SAFETY: columns are the vectors', and vectors beyond the last are the last; a lane beyond the columns fits, too.
     unsafe {
-        let scale = L::splat(block.scale);
+        // exp(x) is 2 to the power of x log₂ e.
+        let scale = L::splat((f64::from(block.scale) * LOG2_E) as f32);
         for (lane, q) in vectors.q[..padded].chunks_exact(LANE).enumerate() {
             for first in (0..columns).step_by(LANE) {
                 let width = (columns - first).min(LANE);
