@@ -9,6 +9,7 @@
 //! see weigh exactly 0 with the others, which changes no bit of theirs. So a vector's result depends on the keys it sees
 //! and on nothing else: neither on how many queries there are, so that a token comes out the same alone as in a prompt.
 
+mod ahead;
 mod scores;
 mod seen;
 mod values;
@@ -16,6 +17,7 @@ mod values;
 use super::Lanes;
 use super::exp::power_of_negative as power;
 use crate::panels::LANE;
+use ahead::Ahead;
 use scores::{scores, transpose};
 use seen::{Keys, Vectors};
 use std::mem::MaybeUninit;
@@ -62,6 +64,8 @@ pub(crate) struct AttentionBlock {
     pub(crate) v_row_stride: usize,
     /// `[keys]`.
     pub(crate) mask: Mask,
+    /// How many floats after the rows of q, k and v those of the head lie that comes next.
+    pub(crate) next: [usize; 3],
     /// `[queries, group * e]` with rows `y_row_stride` apart.
     pub(crate) y: *mut f32,
     pub(crate) y_row_stride: usize,
@@ -93,6 +97,7 @@ pub(super) unsafe fn attention<L: Lanes>(block: &AttentionBlock) {
     let places = Places { q: scratch.q.as_mut_ptr().cast(), scores: scratch.scores.as_mut_ptr().cast() };
     let mut vectors = Vectors::of(block);
     let mut keys = Keys::new();
+    let ahead = Ahead::of(block);
     let (mut next, end) = vectors.range(block);
     let mut is_first = true;
     // SAFETY: the caller's block; scratch lives as long as this call.
@@ -104,11 +109,11 @@ pub(super) unsafe fn attention<L: Lanes>(block: &AttentionBlock) {
             if !keys.narrow(block, &vectors) {
                 continue;
             }
-            scores::<L>(block, &vectors, &keys, places);
+            scores::<L>(block, &vectors, &keys, &ahead, places);
             for lane in 0..block.count.div_ceil(LANE) {
                 weights::<L>(&mut vectors, &keys, places.scores.add(lane * LANE), lane * LANE);
             }
-            values::<L>(block, &vectors, &keys, places.scores, is_first);
+            values::<L>(block, &vectors, &keys, &ahead, places.scores, is_first);
             is_first = false;
         }
         divide::<L>(block, &vectors);

@@ -1,6 +1,7 @@
 //! Scores of a block: q transposed into scratch, and tiles of keys by lanes of vectors. Knows nothing about softmax.
 
 use super::super::Lanes;
+use super::ahead::Ahead;
 use super::seen::{Keys, Vectors};
 use super::{AttentionBlock, PIECE, Places, VECTORS};
 use crate::panels::LANE;
@@ -61,6 +62,7 @@ pub(super) unsafe fn scores<L: Lanes>(
     block: &AttentionBlock,
     vectors: &Vectors,
     keys: &Keys,
+    ahead: &Ahead,
     places: Places,
 ) {
     // SAFETY: the caller's block and scratch.
@@ -76,9 +78,9 @@ pub(super) unsafe fn scores<L: Lanes>(
             while lane * LANE < block.count {
                 let left = (block.count - lane * LANE).div_ceil(LANE);
                 lane += match left {
-                    3.. if L::ACCUMULATORS >= 24 => all_keys::<L, 3>(keys, places, lane, columns),
-                    2.. if L::ACCUMULATORS >= 16 => all_keys::<L, 2>(keys, places, lane, columns),
-                    _ => all_keys::<L, 1>(keys, places, lane, columns),
+                    3.. if L::ACCUMULATORS >= 24 => all_keys::<L, 3>(keys, ahead, places, lane, columns),
+                    2.. if L::ACCUMULATORS >= 16 => all_keys::<L, 2>(keys, ahead, places, lane, columns),
+                    _ => all_keys::<L, 1>(keys, ahead, places, lane, columns),
                 };
             }
         }
@@ -89,6 +91,7 @@ pub(super) unsafe fn scores<L: Lanes>(
 #[inline(always)]
 unsafe fn all_keys<L: Lanes, const WIDTH: usize>(
     keys: &Keys,
+    ahead: &Ahead,
     places: Places,
     lane: usize,
     columns: [usize; 2],
@@ -97,7 +100,7 @@ unsafe fn all_keys<L: Lanes, const WIDTH: usize>(
     let high = L::ACCUMULATORS / WIDTH;
     while key < end {
         // SAFETY: keys stay below the block's.
-        key += unsafe {
+        let count = unsafe {
             match end - key {
                 8.. if high >= 8 => score::<L, 8, WIDTH>(keys, key, places, lane, columns),
                 4.. if high >= 4 => score::<L, 4, WIDTH>(keys, key, places, lane, columns),
@@ -105,6 +108,11 @@ unsafe fn all_keys<L: Lanes, const WIDTH: usize>(
                 _ => score::<L, 1, WIDTH>(keys, key, places, lane, columns),
             }
         };
+        if lane == 0 && columns[0] == 0 {
+            // SAFETY: the caller's instructions.
+            unsafe { ahead.fetch_keys::<L>(keys, key..key + count) };
+        }
+        key += count;
     }
     WIDTH
 }

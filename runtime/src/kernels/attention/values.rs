@@ -1,6 +1,7 @@
 //! Values of a block: tiles of vectors by lanes of columns, added up by weights. Knows nothing about scores.
 
 use super::super::Lanes;
+use super::ahead::Ahead;
 use super::seen::{Keys, Vectors};
 use super::{AttentionBlock, VECTORS};
 use crate::panels::LANE;
@@ -11,6 +12,7 @@ pub(super) unsafe fn values<L: Lanes>(
     block: &AttentionBlock,
     vectors: &Vectors,
     keys: &Keys,
+    ahead: &Ahead,
     weights: *const f32,
     is_first: bool,
 ) {
@@ -21,7 +23,7 @@ pub(super) unsafe fn values<L: Lanes>(
     while row < block.count {
         let mut tile = Values { keys: keys.seen, first: row, column: 0, is_first };
         // SAFETY: the rows are the block's.
-        row += unsafe {
+        let rows = unsafe {
             match block.count - row {
                 _ if apart => {
                     tile.keys = [-keys.from[row], keys.to[row]].map(|key| key as usize);
@@ -33,6 +35,11 @@ pub(super) unsafe fn values<L: Lanes>(
                 _ => all_columns::<L, 1>(block, vectors, keys, weights, tile),
             }
         };
+        if is_first {
+            // SAFETY: the caller's instructions.
+            unsafe { ahead.fetch_queries::<L>(&vectors.q[row..row + rows]) };
+        }
+        row += rows;
     }
 }
 
