@@ -334,6 +334,12 @@ impl<'a> Heads<'a> {
         let (item, head) = (rest / kv_heads, rest % kv_heads);
         let place = |batch_stride: u64, width: usize| item * batch_stride as usize + head * width;
         let a = self.attention;
+        // How far it is to the next head: of this item, or the first of the next item; the last one has itself.
+        let next = |batch_stride: u64, width: usize| match head + 1 {
+            next if next < kv_heads => width,
+            _ if item + 1 == a.batch as usize => 0,
+            _ => (batch_stride as usize).wrapping_sub(head * width),
+        };
         // Operands of no elements may be anywhere: wrapping arithmetic.
         AttentionBlock {
             first: block * VECTORS,
@@ -357,6 +363,11 @@ impl<'a> Heads<'a> {
                 4 => Mask::I32(a.mask.cast::<i32>().wrapping_add(item * keys)),
                 _ => Mask::I64(a.mask.cast::<i64>().wrapping_add(item * keys)),
             },
+            next: [
+                next(a.q_batch_stride, self.group * d),
+                next(a.k_batch_stride, d),
+                next(a.v_batch_stride, e),
+            ],
             y: a.y.wrapping_add(item * queries * heads * e + head * self.group * e),
             y_row_stride: heads * e,
         }

@@ -6,9 +6,9 @@ use core::arch::x86_64::{
     _mm256_blendv_ps, _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cmpgt_epi32,
     _mm256_cvtpd_ps, _mm256_cvtps_pd, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_pd, _mm256_fmadd_ps,
     _mm256_fmsub_ps, _mm256_loadu_pd, _mm256_loadu_ps, _mm256_maskload_ps, _mm256_maskstore_ps,
-    _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_set_m128, _mm256_set1_epi32, _mm256_set1_pd,
-    _mm256_set1_ps, _mm256_setr_epi32, _mm256_sllv_epi32, _mm256_storeu_pd, _mm256_storeu_ps, _mm256_sub_ps,
-    _mm256_xor_ps,
+    _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_permute2f128_ps, _mm256_set_m128, _mm256_set1_epi32,
+    _mm256_set1_pd, _mm256_set1_ps, _mm256_setr_epi32, _mm256_sllv_epi32, _mm256_storeu_pd, _mm256_storeu_ps,
+    _mm256_sub_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps, _mm256_xor_ps,
 };
 
 use super::{
@@ -219,6 +219,17 @@ impl Lanes for Ymm {
             let low = _mm256_blendv_ps(other.0, negative.0, self.0);
             Ymm(low, _mm256_blendv_ps(other.1, negative.1, self.1))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn interleave(self, other: Ymm) -> [Ymm; 2] {
+        // The instructions interleave quarters of a lane.
+        // SAFETY: as above.
+        let interleave = |half, other| unsafe {
+            let (even, odd) = (_mm256_unpacklo_ps(half, other), _mm256_unpackhi_ps(half, other));
+            Ymm(_mm256_permute2f128_ps::<0x20>(even, odd), _mm256_permute2f128_ps::<0x31>(even, odd))
+        };
+        [interleave(self.0, other.0), interleave(self.1, other.1)]
     }
 
     #[inline(always)]

@@ -3,14 +3,14 @@
 use core::arch::x86_64::{
     __m256, __m512, __m512d, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32,
     _mm_movehdup_ps, _mm_movehl_ps, _mm_prefetch, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps_pd,
-    _mm256_castps256_ps128, _mm256_extractf128_ps, _mm512_add_ps, _mm512_and_si512, _mm512_castpd_ps,
-    _mm512_castpd256_pd512, _mm512_castps_pd, _mm512_castps_si512, _mm512_castps512_ps256,
+    _mm256_castps256_ps128, _mm256_extractf128_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
+    _mm512_castpd_ps, _mm512_castpd256_pd512, _mm512_castps_pd, _mm512_castps_si512, _mm512_castps512_ps256,
     _mm512_castsi512_ps, _mm512_cmplt_epi32_mask, _mm512_cvtpd_ps, _mm512_cvtps_pd, _mm512_div_ps,
     _mm512_extractf64x4_pd, _mm512_fmadd_pd, _mm512_fmadd_ps, _mm512_fmsub_ps, _mm512_insertf64x4,
     _mm512_loadu_pd, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
-    _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_pd, _mm512_set1_ps,
-    _mm512_setzero_si512, _mm512_sllv_epi32, _mm512_storeu_pd, _mm512_storeu_ps, _mm512_sub_ps,
-    _mm512_xor_si512,
+    _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_permutex2var_ps, _mm512_set1_epi32, _mm512_set1_pd,
+    _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_sllv_epi32, _mm512_storeu_pd,
+    _mm512_storeu_ps, _mm512_sub_ps, _mm512_xor_si512,
 };
 
 use super::{
@@ -205,6 +205,17 @@ impl Lanes for Zmm {
         unsafe {
             let is_negative = _mm512_cmplt_epi32_mask(_mm512_castps_si512(self.0), _mm512_setzero_si512());
             Zmm(_mm512_mask_blend_ps(is_negative, other.0, negative.0))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn interleave(self, other: Zmm) -> [Zmm; 2] {
+        // SAFETY: as above.
+        unsafe {
+            // Floats of the other one count from 16 on.
+            let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+            [low, high].map(|places| Zmm(_mm512_permutex2var_ps(self.0, places, other.0)))
         }
     }
 

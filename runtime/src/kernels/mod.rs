@@ -76,6 +76,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn flip_sign(self, by: Self) -> Self;
     /// Of each two floats the first where this one has the sign of negative numbers.
     unsafe fn by_sign(self, negative: Self, other: Self) -> Self;
+    /// The floats of both in turn, 32 in two lanes: this one's first, `other`'s first, this one's second, and so on.
+    unsafe fn interleave(self, other: Self) -> [Self; 2];
     /// The sum of the lane, by halves: eight and eight, then four and four, and so on.
     unsafe fn sum(self) -> f32;
     /// The same numbers in 64 bits.

@@ -181,6 +181,14 @@ impl Lanes for Floats {
     }
 
     #[inline(always)]
+    unsafe fn interleave(self, other: Floats) -> [Floats; 2] {
+        let half = |first: usize| {
+            Floats(std::array::from_fn(|i| [self.0[first + i / 2], other.0[first + i / 2]][i % 2]))
+        };
+        [half(0), half(LANE / 2)]
+    }
+
+    #[inline(always)]
     unsafe fn sum(self) -> f32 {
         let mut parts = self.0;
         let mut half = LANE / 2;

@@ -1,14 +1,15 @@
 //! Which keys each vector of a block sees, and the blocks of keys that are there. Knows nothing about scores.
 
 use super::{AttentionBlock, KEYS, Mask, VECTORS};
+use crate::panels::LANE;
 
 /// What is known of each vector.
 pub(super) struct Vectors {
     pub(super) q: [*const f32; VECTORS],
     pub(super) y: [*mut f32; VECTORS],
-    /// The keys that it sees, but for the mask: `from[t]..to[t]`.
-    pub(super) from: [usize; VECTORS],
-    pub(super) to: [usize; VECTORS],
+    /// The keys that any vector sees, but for the mask, and those that all see.
+    seen: [usize; 2],
+    common: [usize; 2],
     /// The largest score yet, and the sum of the weights relative to it.
     pub(super) max: [f32; VECTORS],
     pub(super) sum: [f32; VECTORS],
@@ -31,44 +32,62 @@ pub(super) struct Keys {
     pub(super) common: [usize; 2],
 }
 
+/// The keys that a query sees, but for the mask.
+#[inline(always)]
+fn sees(block: &AttentionBlock, row: usize) -> [usize; 2] {
+    // The query stands at key `keys - queries + row`: after it come `queries - row - 1`, and it is one itself.
+    let up_to = (block.keys + row + 1).saturating_sub(block.queries);
+    let window = usize::try_from(block.window).unwrap_or(usize::MAX);
+    let from = (block.keys + row + 1).saturating_sub(block.queries.saturating_add(window));
+    [from, if block.causal { up_to.min(block.keys) } else { block.keys }]
+}
+
 impl Vectors {
+    #[inline(always)]
     pub(super) fn of(block: &AttentionBlock) -> Vectors {
+        let (row, mut head) = (block.first / block.group, block.first % block.group);
+        // The further down a query, the further down the keys that it sees.
+        let [first, last] = [row, (block.first + block.count - 1) / block.group].map(|row| sees(block, row));
         let mut vectors = Vectors {
             q: [block.q; VECTORS],
             y: [block.y; VECTORS],
-            from: [0; VECTORS],
-            to: [0; VECTORS],
+            seen: [first[0], last[1]],
+            common: [last[0], first[1]],
             max: [f32::NEG_INFINITY; VECTORS],
             sum: [0.0; VECTORS],
             decay: [1.0; VECTORS],
         };
-        for t in 0..VECTORS {
-            // Beyond the last, the last again, so that all that is said of the block holds.
-            let vector = block.first + t.min(block.count - 1);
-            let (row, head) = (vector / block.group, vector % block.group);
-            vectors.q[t] = block.q.wrapping_add(row * block.q_row_stride + head * block.d);
-            vectors.y[t] = block.y.wrapping_add(row * block.y_row_stride + head * block.e);
-            // The query stands at key `keys - queries + row`: after it come `queries - row - 1`, and it is one itself.
-            let up_to = (block.keys + row + 1).saturating_sub(block.queries);
-            let window = usize::try_from(block.window).unwrap_or(usize::MAX);
-            vectors.from[t] = (block.keys + row + 1).saturating_sub(block.queries.saturating_add(window));
-            vectors.to[t] = if block.causal { up_to.min(block.keys) } else { block.keys };
+        let mut q = block.q.wrapping_add(row * block.q_row_stride + head * block.d);
+        let mut y = block.y.wrapping_add(row * block.y_row_stride + head * block.e);
+        // Beyond the last, the last again.
+        for t in 0..block.count.next_multiple_of(LANE) {
+            (vectors.q[t], vectors.y[t]) = (q, y);
+            if t + 1 < block.count {
+                (q, y, head) = (q.wrapping_add(block.d), y.wrapping_add(block.e), head + 1);
+                if head == block.group {
+                    head = 0;
+                    q = q.wrapping_add(block.q_row_stride).wrapping_sub(block.group * block.d);
+                    y = y.wrapping_add(block.y_row_stride).wrapping_sub(block.group * block.e);
+                }
+            }
         }
         vectors
     }
 
     /// The keys to look at: from the first of a block that a vector sees, without the mask, to after the last.
+    #[inline(always)]
     pub(super) fn range(&self, block: &AttentionBlock) -> (usize, usize) {
         let first = match block.mask {
-            Mask::None => self.from.iter().copied().min().unwrap_or(0) / KEYS * KEYS,
+            Mask::None => self.seen[0] / KEYS * KEYS,
             // Blocks are counted in keys that are there, so from the beginning.
             Mask::I32(_) | Mask::I64(_) => 0,
         };
-        (first, self.to.iter().copied().max().unwrap_or(0))
+        (first, self.seen[1])
     }
 }
 
 impl Keys {
+    #[inline(always)]
     pub(super) fn new() -> Keys {
         Keys {
             count: 0,
@@ -89,45 +108,63 @@ impl Keys {
     #[inline(always)]
     pub(super) unsafe fn find(&mut self, block: &AttentionBlock, next: &mut usize, end: usize) -> bool {
         match block.mask {
-            Mask::None => self.take(next, end, |_| true),
+            Mask::None => self.take(block, next, end, |_| true),
             // SAFETY: keys stay below `end`.
-            Mask::I32(mask) => self.take(next, end, |key| unsafe { *mask.add(key) != 0 }),
+            Mask::I32(mask) => self.take(block, next, end, |key| unsafe { *mask.add(key) != 0 }),
             // SAFETY: keys stay below `end`.
-            Mask::I64(mask) => self.take(next, end, |key| unsafe { *mask.add(key) != 0 }),
-        }
-        for (place, &key) in self.number[..self.count].iter().enumerate() {
-            self.k[place] = block.k.wrapping_add(key * block.k_row_stride);
-            self.v[place] = block.v.wrapping_add(key * block.v_row_stride);
+            Mask::I64(mask) => self.take(block, next, end, |key| unsafe { *mask.add(key) != 0 }),
         }
         self.count > 0
     }
 
     #[inline(always)]
-    fn take(&mut self, next: &mut usize, end: usize, is_there: impl Fn(usize) -> bool) {
-        self.count = 0;
-        while *next < end && self.count < KEYS {
-            self.number[self.count] = *next;
-            self.count += usize::from(is_there(*next));
+    fn take(
+        &mut self,
+        block: &AttentionBlock,
+        next: &mut usize,
+        end: usize,
+        is_there: impl Fn(usize) -> bool,
+    ) {
+        let mut k = block.k.wrapping_add(*next * block.k_row_stride);
+        let mut v = block.v.wrapping_add(*next * block.v_row_stride);
+        let mut count = 0;
+        while *next < end && count < KEYS {
+            (self.number[count], self.k[count], self.v[count]) = (*next, k, v);
+            count += usize::from(is_there(*next));
             *next += 1;
+            (k, v) = (k.wrapping_add(block.k_row_stride), v.wrapping_add(block.v_row_stride));
         }
+        self.count = count;
     }
 
     /// Finds which of the keys each vector sees; whether any does.
     #[inline(always)]
-    pub(super) fn narrow(&mut self, vectors: usize, all: &Vectors) -> bool {
+    pub(super) fn narrow(&mut self, block: &AttentionBlock, vectors: &Vectors) -> bool {
         let numbers = &self.number[..self.count];
         let Some((&first, &last)) = numbers.first().zip(numbers.last()) else { return false };
+        if vectors.common[0] <= first && last < vectors.common[1] {
+            self.seen = [0, self.count];
+            self.common = self.seen;
+            return true;
+        }
         let place = |key: usize| match key {
             _ if key <= first => 0,
             _ if key > last => numbers.len(),
             _ => numbers.partition_point(|&number| number < key),
         };
         (self.seen, self.common) = ([self.count, 0], [0, self.count]);
-        for t in 0..vectors {
-            let (from, to) = (place(all.from[t]), place(all.to[t]));
+        let (mut row, mut head) = (block.first / block.group, block.first % block.group);
+        let mut places = sees(block, row).map(place);
+        for t in 0..block.count {
+            let [from, to] = places;
             (self.from[t], self.to[t]) = (-(from as f32), to as f32);
             self.seen = [self.seen[0].min(from), self.seen[1].max(to)];
             self.common = [self.common[0].max(from), self.common[1].min(to)];
+            head += 1;
+            if head == block.group {
+                (row, head) = (row + 1, 0);
+                places = sees(block, row).map(place);
+            }
         }
         self.seen[0] < self.seen[1]
     }

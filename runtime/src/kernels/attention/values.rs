@@ -1,0 +1,139 @@
+//! Values of a block: tiles of vectors by lanes of columns, added up by weights. Knows nothing about scores.
+
+use super::super::Lanes;
+use super::ahead::Ahead;
+use super::seen::{Keys, Vectors};
+use super::{AttentionBlock, VECTORS};
+use crate::panels::LANE;
+
+/// Adds the values, by their weights, to what came before.
+#[inline(always)]
+pub(super) unsafe fn values<L: Lanes>(
+    block: &AttentionBlock,
+    vectors: &Vectors,
+    keys: &Keys,
+    ahead: &Ahead,
+    weights: *const f32,
+    is_first: bool,
+) {
+    // A weight of 0 times a value that is no finite number is none: vectors that don't see it then go without.
+    // SAFETY: the keys have `e` values.
+    let apart = keys.is_ragged() && unsafe { !are_finite::<L>(keys, block.e) };
+    let mut row = 0;
+    while row < block.count {
+        let mut tile = Values { keys: keys.seen, first: row, column: 0, is_first };
+        // SAFETY: the rows are the block's.
+        let rows = unsafe {
+            match block.count - row {
+                _ if apart => {
+                    tile.keys = [-keys.from[row], keys.to[row]].map(|key| key as usize);
+                    all_columns::<L, 1>(block, vectors, keys, weights, tile)
+                }
+                8.. if L::ACCUMULATORS >= 8 => all_columns::<L, 8>(block, vectors, keys, weights, tile),
+                4.. if L::ACCUMULATORS >= 4 => all_columns::<L, 4>(block, vectors, keys, weights, tile),
+                2.. => all_columns::<L, 2>(block, vectors, keys, weights, tile),
+                _ => all_columns::<L, 1>(block, vectors, keys, weights, tile),
+            }
+        };
+        if is_first {
+            // SAFETY: the caller's instructions.
+            unsafe { ahead.fetch_queries::<L>(&vectors.q[row..row + rows]) };
+        }
+        row += rows;
+    }
+}
+
+/// Whether all values of the keys that are seen are finite.
+#[inline(always)]
+unsafe fn are_finite<L: Lanes>(keys: &Keys, e: usize) -> bool {
+    // SAFETY: the keys have `e` values.
+    unsafe {
+        let (zero, mut sum) = (L::splat(0.0), L::splat(0.0));
+        for v in &keys.v[keys.seen[0]..keys.seen[1]] {
+            for column in (0..e).step_by(LANE) {
+                sum = L::load_first(v.add(column), (e - column).min(LANE)).mul_add(zero, sum);
+            }
+        }
+        sum.sum() == 0.0
+    }
+}
+
+/// A tile of y: which keys add to it, its first vector and column, and whether nothing has been added yet.
+#[derive(Clone, Copy)]
+struct Values {
+    keys: [usize; 2],
+    first: usize,
+    column: usize,
+    is_first: bool,
+}
+
+/// `ROWS` vectors; returns `ROWS`.
+#[inline(always)]
+unsafe fn all_columns<L: Lanes, const ROWS: usize>(
+    block: &AttentionBlock,
+    vectors: &Vectors,
+    keys: &Keys,
+    weights: *const f32,
+    mut tile: Values,
+) -> usize {
+    while tile.column < block.e {
+        let left = block.e - tile.column;
+        // SAFETY: the columns are the block's.
+        tile.column += unsafe {
+            match left / LANE {
+                3.. if L::ACCUMULATORS >= 3 * ROWS => add::<L, ROWS, 3>(vectors, keys, weights, tile, LANE),
+                2.. if L::ACCUMULATORS >= 2 * ROWS => add::<L, ROWS, 2>(vectors, keys, weights, tile, LANE),
+                1.. => add::<L, ROWS, 1>(vectors, keys, weights, tile, LANE),
+                _ => add::<L, ROWS, 1>(vectors, keys, weights, tile, left),
+            }
+        };
+    }
+    ROWS
+}
+
+/// One tile: `ROWS` vectors by `WIDTH` lanes of columns, the last lane `last` wide; returns its columns.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // plain ranges unroll into registers
+unsafe fn add<L: Lanes, const ROWS: usize, const WIDTH: usize>(
+    vectors: &Vectors,
+    keys: &Keys,
+    weights: *const f32,
+    Values { keys: [from, to], first, column, is_first }: Values,
+    last: usize,
+) -> usize {
+    let mut widths = [LANE; WIDTH];
+    widths[WIDTH - 1] = last;
+    // SAFETY: the tile lies inside y, and the values are as wide.
+    unsafe {
+        let mut sums = [[L::splat(0.0); WIDTH]; ROWS];
+        if !is_first {
+            for r in 0..ROWS {
+                let decay = L::splat(vectors.decay[first + r]);
+                for v in 0..WIDTH {
+                    let y = vectors.y[first + r].add(column + v * LANE);
+                    sums[r][v] = L::load_first(y, widths[v]).mul(decay);
+                }
+            }
+        }
+        let mut lanes = [L::splat(0.0); WIDTH];
+        for key in from..to {
+            let values = keys.v[key].add(column);
+            for v in 0..WIDTH {
+                lanes[v] = L::load_first(values.add(v * LANE), widths[v]);
+            }
+            let weights = weights.add(key * VECTORS + first);
+            for r in 0..ROWS {
+                let weight = L::splat(*weights.add(r));
+                for v in 0..WIDTH {
+                    sums[r][v] = weight.mul_add(lanes[v], sums[r][v]);
+                }
+            }
+        }
+        for r in 0..ROWS {
+            for v in 0..WIDTH {
+                sums[r][v].store_first(vectors.y[first + r].add(column + v * LANE), widths[v]);
+            }
+        }
+    }
+    (WIDTH - 1) * LANE + last
+}
