@@ -16,7 +16,7 @@ use crate::panels::{LANE, PANEL};
 
 /// Rows of the highest tile. With the three lanes of a panel, 24 of AVX-512's 32 registers are sums.
 pub(crate) const TILE_ROWS: usize = 8;
-/// Inputs per block: a panel's are 192 KiB, 128 rows of x are 512 KiB, and both stay in a second-level cache of 1 MiB.
+/// Inputs per block at most: a panel's are 192 KiB, 128 rows of x are 512 KiB, and both stay in a second-level cache of 1 MiB.
 pub(crate) const K_BLOCK: usize = 1024;
 /// How many steps of k ahead of its use a line of a panel that is in the second-level cache is fetched into the first.
 const NEAR_STEPS: usize = 16;
@@ -139,15 +139,12 @@ pub(super) struct Factor {
 /// The CPU has the instructions of `L`, and the block's pointers are valid for the extents it gives.
 #[inline(always)]
 pub(super) unsafe fn product<L: Lanes>(block: &Block<'_>) {
-    let mut first = 0;
-    loop {
-        let count = (block.k - first).min(K_BLOCK);
+    // As few blocks as can hold the inputs, all about as long: each has the time to fetch the one that follows.
+    let blocks = block.k.div_ceil(K_BLOCK).max(1);
+    for index in 0..blocks {
+        let (first, end) = (index * block.k / blocks, (index + 1) * block.k / blocks);
         // SAFETY: as the caller's.
-        unsafe { all_rows::<L>(block, Steps { first, count, resume: first > 0 }) };
-        first += count;
-        if first == block.k {
-            return;
-        }
+        unsafe { all_rows::<L>(block, Steps { first, count: end - first, resume: first > 0 }) };
     }
 }
 
