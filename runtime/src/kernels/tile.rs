@@ -251,8 +251,8 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     }
 }
 
-/// The steps of W, and meanwhile what is read after them is fetched: what the pass says, and each B that comes next, in as
-/// much of the steps as it is of all. A core waits for few lines at a time, so they are spread.
+/// The steps of W, and meanwhile what is read after them is fetched: the panel's own lines, what the pass says, and each B
+/// that comes next, in as much of the steps as it is of all. A core waits for few lines at a time, so they are spread.
 ///
 /// # Safety
 /// As for [`tile`].
@@ -289,7 +289,8 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
                 }
             };
             let stream = |p: usize| {
-                for v in 0..if ROWS <= STREAM_ROWS { 1 } else { WIDTH } {
+                let lines = if ROWS <= STREAM_ROWS { 1 } else { WIDTH };
+                for v in 0..lines {
                     L::prefetch_far(here.wrapping_add(p * block.width + STREAM_AHEAD + v * LANE));
                 }
             };
