@@ -14,7 +14,7 @@ use crate::workers::Shared;
 /// inputs when the next panel does.
 pub(crate) const BLOCK_ROWS: usize = 128;
 /// Rows of a block of dot products: they have no panel to use up, so they may be shared out finely.
-const DOT_ROWS: usize = 12;
+const DOT_ROWS: usize = 8;
 
 /// The names and addresses of the functions compiled code may call.
 ///

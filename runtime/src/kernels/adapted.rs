@@ -2,7 +2,7 @@
 //! and a few inputs as rows, and W, which is read once, is added to them. Who takes the tiles says what becomes of them.
 
 use super::Lanes;
-use super::tile::{Ahead, Factor, TILE_ROWS, accumulate};
+use super::tile::{Factor, TILE_ROWS, accumulate};
 use crate::panels::{LANE, PANEL};
 
 /// How many inputs ahead of its use the panel, which is read once, is fetched; with as many steps as the rank.
@@ -96,8 +96,11 @@ unsafe fn tile<L: Lanes, const INPUTS: usize, const WIDTH: usize>(
         if panel.rank > 0 {
             let a = Factor { at: panel.a.add(input), row_stride: 1, step_stride: panel.a_stride };
             let b = panel.b.add(lane * LANE);
-            let ahead = Ahead::only(w.wrapping_add(AHEAD * panel.width));
-            accumulate(&mut sums, a, b, panel.width, panel.rank, Some(ahead));
+            accumulate(&mut sums, a, b, panel.width, panel.rank, |i| {
+                for v in 0..WIDTH {
+                    L::prefetch(w.wrapping_add((AHEAD + i) * panel.width + v * LANE));
+                }
+            });
         }
         for p in 0..INPUTS {
             for v in 0..WIDTH {

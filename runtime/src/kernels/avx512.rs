@@ -2,15 +2,15 @@
 
 use core::arch::x86_64::{
     __m256, __m512, __m512d, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32,
-    _mm_movehdup_ps, _mm_movehl_ps, _mm_prefetch, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps_pd,
-    _mm256_castps256_ps128, _mm256_extractf128_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
-    _mm512_castpd_ps, _mm512_castpd256_pd512, _mm512_castps_pd, _mm512_castps_si512, _mm512_castps512_ps256,
+    _mm_movehdup_ps, _mm_movehl_ps, _mm_prefetch, _mm256_castpd_ps, _mm256_castps_pd, _mm256_castps256_ps128,
+    _mm256_extractf128_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castpd_ps,
+    _mm512_castpd256_pd512, _mm512_castps_pd, _mm512_castps_si512, _mm512_castps512_ps256,
     _mm512_castsi512_ps, _mm512_cmplt_epi32_mask, _mm512_cvtpd_ps, _mm512_cvtps_pd, _mm512_div_ps,
     _mm512_extractf64x4_pd, _mm512_fmadd_pd, _mm512_fmadd_ps, _mm512_fmsub_ps, _mm512_insertf64x4,
     _mm512_loadu_pd, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
     _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_permutex2var_ps, _mm512_set1_epi32, _mm512_set1_pd,
-    _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_sllv_epi32, _mm512_storeu_pd,
-    _mm512_storeu_ps, _mm512_sub_ps, _mm512_xor_si512,
+    _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_shuffle_f32x4, _mm512_sllv_epi32,
+    _mm512_storeu_pd, _mm512_storeu_ps, _mm512_sub_ps, _mm512_xor_si512,
 };
 
 use super::{
@@ -221,10 +221,11 @@ impl Lanes for Zmm {
 
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
-        // SAFETY: as above.
+        // SAFETY: as above. The first addition is of whole registers: narrower ones reach only half of the registers, and a
+        // caller that sums many lanes up in the end would have to keep them all there.
         unsafe {
-            let (low, high) = halves(self);
-            let eight = _mm256_add_ps(low, high);
+            let swapped = _mm512_shuffle_f32x4::<0b01_00_11_10>(self.0, self.0);
+            let eight = _mm512_castps512_ps256(_mm512_add_ps(self.0, swapped));
             let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))

@@ -7,9 +7,9 @@
 use super::Lanes;
 use crate::panels::{LANE, row_stride};
 
-/// Rows of x in a tile, and rows of A: with AVX-512, 24 sums and three lanes of x are in registers.
-const TILE_ROWS: usize = 3;
-const TILE_OUT: usize = 8;
+/// Rows of x in a tile, and rows of A: with AVX-512, 24 sums and six lanes of x are in registers.
+const TILE_ROWS: usize = 6;
+const TILE_OUT: usize = 4;
 
 /// A block of rows of x, against all rows of A.
 #[derive(Clone, Copy, Debug)]
@@ -36,18 +36,21 @@ pub(crate) struct DotBlock {
 pub(super) unsafe fn dot<L: Lanes>(block: &DotBlock) {
     // A set with few registers takes a row at a time.
     let high = if L::ACCUMULATORS >= TILE_ROWS * TILE_OUT { TILE_ROWS } else { 1 };
-    let mut row = 0;
-    while row < block.rows {
-        let rows = (block.rows - row).min(high);
-        // SAFETY: the rows are the block's.
+    // As few tiles as can hold the rows, all about as high.
+    let tiles = block.rows.div_ceil(high);
+    for tile in 0..tiles {
+        let (row, end) = (tile * block.rows / tiles, (tile + 1) * block.rows / tiles);
+        // SAFETY: the rows are the block's, and no more of them than a tile is high.
         unsafe {
-            match rows {
+            match end - row {
+                6 => all_outputs::<L, 6>(block, row),
+                5 => all_outputs::<L, 5>(block, row),
+                4 => all_outputs::<L, 4>(block, row),
                 3 => all_outputs::<L, 3>(block, row),
                 2 => all_outputs::<L, 2>(block, row),
                 _ => all_outputs::<L, 1>(block, row),
             }
         }
-        row += rows;
     }
 }
 
@@ -58,10 +61,7 @@ unsafe fn all_outputs<L: Lanes, const ROWS: usize>(block: &DotBlock, row: usize)
         // SAFETY: the rows and outputs are the block's.
         output += unsafe {
             match block.out - output {
-                TILE_OUT.. if L::ACCUMULATORS >= ROWS * TILE_OUT => {
-                    tile::<L, ROWS, TILE_OUT>(block, row, output)
-                }
-                4.. => tile::<L, ROWS, 4>(block, row, output),
+                TILE_OUT.. => tile::<L, ROWS, TILE_OUT>(block, row, output),
                 _ => tile::<L, ROWS, 1>(block, row, output),
             }
         };

@@ -11,14 +11,18 @@
 //! Everything here is inlined into one function for each instruction set, which is what lets it use the instructions.
 
 use super::Lanes;
+use super::stream::STREAM_AHEAD;
 use crate::panels::{LANE, PANEL};
 
 /// Rows of the highest tile. With the three lanes of a panel, 24 of AVX-512's 32 registers are sums.
 pub(crate) const TILE_ROWS: usize = 8;
-/// Inputs per block: a panel's are 192 KiB, 128 rows of x are 512 KiB, and both stay in a second-level cache of 1 MiB.
+/// Inputs per block at most: a panel's are 192 KiB, 128 rows of x are 512 KiB, and both stay in a second-level cache of 1 MiB.
 pub(crate) const K_BLOCK: usize = 1024;
-/// How many steps of k ahead of its use a line of the panel is fetched into the first-level cache.
-const PREFETCH_STEPS: usize = 16;
+/// How many steps of k ahead of its use a line of a panel that is in the second-level cache is fetched into the first.
+const NEAR_STEPS: usize = 16;
+/// Tiles with so many rows at most wait for the panel and not for arithmetic. They fetch one line of each step and leave the
+/// others to the CPU's prefetchers, as a plain read does.
+const STREAM_ROWS: usize = 4;
 
 /// Rows of the highest tile of an instruction set.
 pub(super) const fn rows(accumulators: usize) -> usize {
@@ -113,27 +117,12 @@ struct Pass<'a> {
     steps: Steps,
     /// What follows the last step.
     finish: Option<&'a Finish>,
+    /// Whether the panel comes from farther away than the second-level cache: nobody has fetched it.
+    is_stream: bool,
     /// What is fetched into the second-level cache meanwhile.
     far: Fetch,
     /// Whose B is fetched, too.
     next: &'a [Finish],
-}
-
-/// What to fetch for later at each step.
-#[derive(Clone, Copy)]
-pub(super) struct Ahead {
-    /// Into the first-level cache: as many lines as the tile is wide, from here on and then as far apart as steps of w.
-    pub(super) near: *const f32,
-    /// Into the second-level cache: from here on, `far_stride` floats with each step, of which two lines are fetched at most.
-    pub(super) far: *const f32,
-    pub(super) far_stride: usize,
-}
-
-impl Ahead {
-    /// The same line again and again, and what is at `near`.
-    pub(super) const fn only(near: *const f32) -> Ahead {
-        Ahead { near, far: near, far_stride: 0 }
-    }
 }
 
 /// A matrix of which a tile's rows and steps are taken: element `(row, step)` at `at[row * row_stride + step * step_stride]`.
@@ -150,15 +139,12 @@ pub(super) struct Factor {
 /// The CPU has the instructions of `L`, and the block's pointers are valid for the extents it gives.
 #[inline(always)]
 pub(super) unsafe fn product<L: Lanes>(block: &Block<'_>) {
-    let mut first = 0;
-    loop {
-        let count = (block.k - first).min(K_BLOCK);
+    // As few blocks as can hold the inputs, all about as long: each has the time to fetch the one that follows.
+    let blocks = block.k.div_ceil(K_BLOCK).max(1);
+    for index in 0..blocks {
+        let (first, end) = (index * block.k / blocks, (index + 1) * block.k / blocks);
         // SAFETY: as the caller's.
-        unsafe { all_rows::<L>(block, Steps { first, count, resume: first > 0 }) };
-        first += count;
-        if first == block.k {
-            return;
-        }
+        unsafe { all_rows::<L>(block, Steps { first, count: end - first, resume: first > 0 }) };
     }
 }
 
@@ -175,7 +161,7 @@ unsafe fn all_rows<L: Lanes>(block: &Block<'_>, steps: Steps) {
         let of_tile = &finishes[..finishes.partition_point(|finish| is_last && finish.first < last)];
         let far = next_block(block, steps, tile, tiles);
         let (finish, next) = if let [all] = of_tile { (Some(all), &[][..]) } else { (None, of_tile) };
-        let mut pass = Pass { row, end, steps, finish, far, next };
+        let mut pass = Pass { row, end, steps, finish, is_stream: tiles == 1, far, next };
         let mut rest = next.iter();
         loop {
             // SAFETY: the pass's rows are the block's, and no more of them than a tile is high.
@@ -197,13 +183,13 @@ unsafe fn all_rows<L: Lanes>(block: &Block<'_>, steps: Steps) {
             let end = finish.end.min(last) - block.first_row;
             let steps = Steps { first: block.k, count: 0, resume: true };
             let far = Fetch { from: block.w, floats: 0 };
-            pass = Pass { row, end, steps, finish: Some(finish), far, next: &[] };
+            pass = Pass { row, end, steps, finish: Some(finish), far, next: &[], ..pass };
         }
     }
 }
 
 /// Each tile fetches its share of what follows the panel's block in memory: the next block, or the next panel. A single
-/// tile fetches nothing; it is as fast as memory already.
+/// tile has no time to: it fetches its own lines.
 #[inline(always)]
 fn next_block(block: &Block<'_>, steps: Steps, tile: usize, tiles: usize) -> Fetch {
     let (from, floats) = (block.w.wrapping_add(steps.first * block.width), steps.count * block.width);
@@ -265,8 +251,8 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     }
 }
 
-/// The steps of W, and meanwhile what is read after them is fetched: what the pass says, and each B that comes next, in as
-/// much of the steps as it is of all. A core waits for few lines at a time, so they are spread.
+/// The steps of W, and meanwhile what is read after them is fetched: the panel's own lines, what the pass says, and each B
+/// that comes next, in as much of the steps as it is of all. A core waits for few lines at a time, so they are spread.
 ///
 /// # Safety
 /// As for [`tile`].
@@ -274,7 +260,7 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(
 unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     sums: &mut [[L; WIDTH]; ROWS],
     block: &Block<'_>,
-    &Pass { row, steps, far, next, .. }: &Pass<'_>,
+    &Pass { row, steps, is_stream, far, next, .. }: &Pass<'_>,
     column: usize,
 ) {
     // Of a pass without steps this is beyond the panel.
@@ -292,14 +278,39 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
             fetch = Fetch { from, floats: finish.b_rows * block.width };
         }
         let here = w.wrapping_add(begin * block.width);
-        let ahead = Ahead {
-            near: here.wrapping_add(PREFETCH_STEPS * block.width),
-            far: fetch.from,
-            far_stride: fetch.floats / (end - begin).max(1),
-        };
+        let stride = fetch.floats / (end - begin).max(1);
         let x = Factor { at: x.wrapping_add(begin), row_stride: block.k, step_stride: 1 };
-        // SAFETY: the caller's tile has so many steps of x and W from here on.
-        unsafe { accumulate(sums, x, here, block.width, end - begin, Some(ahead)) };
+        let count = end - begin;
+        // SAFETY: the caller's tile has so many steps of x and W from here on; a prefetch may be of any address.
+        unsafe {
+            let near = |p: usize| {
+                for v in 0..WIDTH {
+                    L::prefetch(here.wrapping_add((p + NEAR_STEPS) * block.width + v * LANE));
+                }
+            };
+            let stream = |p: usize| {
+                let lines = if ROWS <= STREAM_ROWS { 1 } else { WIDTH };
+                for v in 0..lines {
+                    L::prefetch_far(here.wrapping_add(p * block.width + STREAM_AHEAD + v * LANE));
+                }
+            };
+            let far = |p: usize| {
+                let at = fetch.from.wrapping_add(p * stride);
+                L::prefetch_far(at);
+                L::prefetch_far(at.wrapping_add(stride / 2));
+            };
+            match (is_stream, stride) {
+                (true, 0) => accumulate(sums, x, here, block.width, count, stream),
+                (true, _) => accumulate(sums, x, here, block.width, count, |p| {
+                    stream(p);
+                    far(p);
+                }),
+                (false, _) => accumulate(sums, x, here, block.width, count, |p| {
+                    near(p);
+                    far(p);
+                }),
+            }
+        }
         begin = end;
     }
 }
@@ -325,7 +336,7 @@ unsafe fn finished<L: Lanes, const ROWS: usize, const WIDTH: usize>(
             let h = finish.h.add(skipped * finish.rank);
             let h = Factor { at: h, row_stride: finish.rank, step_stride: 1 };
             let before = block.first_column * finish.b_rows + (finish.b_rows - finish.rank) * block.width;
-            accumulate(sums, h, finish.b.add(before + column), block.width, finish.rank, None);
+            accumulate(sums, h, finish.b.add(before + column), block.width, finish.rank, |_| {});
         }
         if !finish.gain.is_null() {
             let gain = finish.gain.add(block.first_column * finish.gain_stride + column);
@@ -358,7 +369,8 @@ fn lane_counts<const WIDTH: usize>(columns: usize) -> [usize; WIDTH] {
     counts
 }
 
-/// `sums[r][v] += x[r, p] * w[p, v]` for each p in turn; steps of w are `w_stride` apart.
+/// `sums[r][v] += x[r, p] * w[p, v]` for each p in turn; steps of w are `w_stride` apart. `fetch` is called with each p, to
+/// fetch what is read later.
 ///
 /// # Safety
 /// The CPU has the instructions of `L`; `x` has `ROWS` rows, `w` `WIDTH` lanes, and both so many steps.
@@ -370,24 +382,17 @@ pub(super) unsafe fn accumulate<L: Lanes, const ROWS: usize, const WIDTH: usize>
     w: *const f32,
     w_stride: usize,
     steps: usize,
-    ahead: Option<Ahead>,
+    fetch: impl Fn(usize),
 ) {
-    // SAFETY: the caller's rows, lanes and steps; a prefetch may be of any address.
+    // SAFETY: the caller's rows, lanes and steps.
     unsafe {
         let mut lanes = [L::splat(0.0); WIDTH];
         for p in 0..steps {
             let w = w.add(p * w_stride);
             for v in 0..WIDTH {
-                if let Some(ahead) = ahead {
-                    L::prefetch(ahead.near.wrapping_add(p * w_stride + v * LANE));
-                }
                 lanes[v] = L::load(w.add(v * LANE));
             }
-            if let Some(ahead) = ahead {
-                let far = ahead.far.wrapping_add(p * ahead.far_stride);
-                L::prefetch_far(far);
-                L::prefetch_far(far.wrapping_add(ahead.far_stride / 2));
-            }
+            fetch(p);
             for r in 0..ROWS {
                 let x = L::splat(*x.at.add(r * x.row_stride + p * x.step_stride));
                 for v in 0..WIDTH {
