@@ -10,9 +10,7 @@ use engraft::import::models::Logits;
 use engraft::import::peft::PeftAdapter;
 use engraft::import::safetensors::read_weights;
 use engraft::pretrained::sampling::Sampler;
-use engraft::pretrained::{
-    CompileOptions, CompiledModel, End, GenerateError, Pretrained, PretrainedError, Prompt,
-};
+use engraft::pretrained::{CompileOptions, CompiledModel, End, GenerateError, Pretrained, PretrainedError};
 use engraft::runtime::{self, KernelSet, Tensor, Weights};
 use engraft_testing::{MINILM, SMOLLM2, assert_close, model};
 use std::fs;
@@ -249,39 +247,6 @@ fn smollm2_goes_on_as_transformers_does() {
     assert_eq!(again.tokens, generation.tokens[..4]);
     let error = generator.generate("", 8, &mut Sampler::greedy(), |_| ()).unwrap_err();
     assert!(matches!(error, GenerateError::EmptyPrompt { prompt: 1 }), "{error}");
-}
-
-/// What becomes of a prompt does not depend on those beside it: neither on their lengths nor on when they end.
-#[test]
-fn prompts_go_on_together_as_alone() {
-    let Some(path) = model(SMOLLM2) else { return };
-    let options = CompileOptions { logits: Logits::Last, ..CompileOptions::default() };
-    let model = Pretrained::open(&path).unwrap().compile(options).unwrap();
-    let mut generator = model.generator().unwrap();
-    let texts =
-        ["What is two plus two?", "One, two, three, four, five, six, seven,", "Once upon a time there was"];
-    let sampler = |index: usize| match index {
-        2 => Sampler::seeded(0.8, 0.9, 7).unwrap(),
-        _ => Sampler::greedy(),
-    };
-    let alone: Vec<_> = (0..3)
-        .map(|index| generator.generate(texts[index], 16, &mut sampler(index), |_| ()).unwrap())
-        .collect();
-    // The first ends by itself, before the others.
-    assert_eq!([0, 1, 2].map(|index| alone[index].end), [End::Token, End::Enough, End::Enough]);
-    let mut samplers = [0, 1, 2].map(sampler);
-    let prompts = texts.iter().zip(&mut samplers);
-    let mut prompts: Vec<_> = prompts.map(|(text, sampler)| Prompt { text, sampler }).collect();
-    let mut pieces = vec![String::new(); 3];
-    let together =
-        generator.generate_all(&mut prompts, 16, |index, piece| pieces[index].push_str(piece)).unwrap();
-    assert_eq!(together, alone);
-    assert!(together.iter().map(|text| &text.text).eq(&pieces));
-
-    prompts[1].text = "";
-    let error = generator.generate_all(&mut prompts, 16, |_, _| ()).unwrap_err();
-    assert!(matches!(error, GenerateError::EmptyPrompt { prompt: 2 }), "{error}");
-    assert!(generator.generate_all(&mut [], 16, |_, _| ()).unwrap().is_empty());
 }
 
 /// Here the adapter is read before it is put on the model.

@@ -159,7 +159,7 @@ impl Layer {
             self.check(contender, &x);
         }
         contenders.push(Contender::new(&self.plain, Rows::default()));
-        // What each row's A and B take to be read, once, from where they lie.
+        // What as many bytes as all rows' A and B have take to be read, side by side.
         let mut read = Stream::new(batch * rank * (self.inputs + self.outputs) * size_of::<f32>());
         let mut calls: Vec<_> = contenders.iter_mut().map(|contender| contender.turn(&x)).collect();
         calls.push(Box::new(|| read.read(self.plain.base().context())));

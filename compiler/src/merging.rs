@@ -272,7 +272,8 @@ fn extents(graph: &Graph, id: NodeId) -> Result<Layer, MergeError> {
         })
     };
     let (out, k, rank) = (extent(Lora::WEIGHT, 0)?, extent(Lora::WEIGHT, 1)?, extent(Lora::A, 0)?);
-    Ok(Layer { out, k, rank, way: Way::ByRows })
+    let packs = if matches!(graph.node(id).op(), Op::Dora(_)) { 2 } else { 1 };
+    Ok(Layer { out, k, rank, way: Way::ByRows { packs } })
 }
 
 /// The bytes of a graph's parameters, as far as they are known: what a call reads.

@@ -396,30 +396,48 @@ fn an_adaptable_layer_must_run_with_the_call() {
     );
 }
 
-/// `DoRA` has no direction where W + s B A is zero: what divides by its norm is refused rather than no number.
+/// `DoRA` has no direction where W + s B A is zero: what divides by its norm is refused rather than no number, and so is what
+/// divides by next to nothing, and a weight or a magnitude that is not finite.
 #[test]
-fn a_norm_of_zero_is_refused() {
-    let mut weight = Numbers(1).tensor(&[3, 2]).as_f32().unwrap().to_vec();
+fn gains_that_are_not_finite_are_refused() {
     let mut numbers = Numbers(2);
-    let (a, mut b) = (numbers.tensor(&[1, 2]), vec![1.0; 3]);
-    weight[2..4].fill(0.0);
-    b[1] = 0.0;
-    let weights = Weights::from_iter([("w", Arc::new(Tensor::f32(&[3, 2], weight).unwrap()))]);
-    let bank = Bank::new(load(&layer(3, 2, false), &weights, 1).0);
-    let magnitude = Some(Arc::new(Tensor::f32(&[3], vec![1.0; 3]).unwrap()));
-    let b = Arc::new(Tensor::f32(&[3, 1], b).unwrap());
-    let updates = vec![Update { a, b, scale: 1.0, magnitude, bias_of_b: None }];
-    let weights =
-        AdapterWeights::from([("fc".to_owned(), LayerWeights { updates, ..LayerWeights::default() })]);
-    let error = bank.load("a", &weights).unwrap_err().to_string();
-    let message = "the norm of W + s B A is 0 at output 1, and DoRA divides by it";
-    assert_eq!(error, format!("adapter `a`: layer `fc`: {message}"));
+    let (a, b) = (numbers.tensor(&[1, 2]), Tensor::f32(&[3, 1], vec![1.0, 0.0, 1.0]).unwrap());
+    let update = |magnitude: f32| Update {
+        a: Arc::clone(&a),
+        b: Arc::new(b.clone()),
+        scale: 1.0,
+        magnitude: Some(Arc::new(Tensor::f32(&[3], vec![1.0, magnitude, 1.0]).unwrap())),
+        bias_of_b: None,
+    };
+    for (w, magnitude, told) in [
+        (
+            0.0,
+            1.0,
+            "its gain is inf at output 1, expected a finite number: DoRA's magnitude there is 1, and the norm of \
+                    W + s B A is 0",
+        ),
+        (1e-39, 1.0, "its gain is inf at output 1"),
+        (f32::INFINITY, 1.0, "its gain is 0 at output 1"),
+        (1.0, f32::NAN, "its gain is NaN at output 1"),
+    ] {
+        let mut weight = Numbers(1).tensor(&[3, 2]).as_f32().unwrap().to_vec();
+        weight[2..4].copy_from_slice(&[w, 0.0]);
+        let weights = Weights::from_iter([("w", Arc::new(Tensor::f32(&[3, 2], weight).unwrap()))]);
+        let bank = Bank::new(load(&layer(3, 2, false), &weights, 1).0);
+        let layer = LayerWeights { updates: vec![update(magnitude)], ..LayerWeights::default() };
+        let error =
+            bank.load("a", &AdapterWeights::from([("fc".to_owned(), layer)])).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("adapter `a`: layer `fc`: {told}")), "{error}");
+    }
 }
 
 /// A gain of zero hides an output; an update after it that adds nothing to this output has nothing to undo.
 #[test]
 fn what_adds_nothing_may_follow_a_gain_of_zero() {
-    let (bank, model) = little();
+    let mut numbers = Numbers(1);
+    let w = numbers.tensor(&[3, 2]);
+    let (base, model) = load(&layer(3, 2, false), &Weights::from_iter([("w", Arc::clone(&w))]), 1);
+    let bank = Bank::new(base);
     let mut weights = lora(2, "fc");
     let layer = weights.get_mut("fc").unwrap();
     layer.updates[0].magnitude = Some(Arc::new(Tensor::f32(&[3], vec![1.0, 0.0, 1.0]).unwrap()));
@@ -428,11 +446,13 @@ fn what_adds_nothing_may_follow_a_gain_of_zero() {
     b[1] = 0.0;
     after.b = Arc::new(Tensor::f32(&[3, 1], b).unwrap());
     layer.updates.push(after);
+    let expected = Exact::new(&reals(&w), layer, (3, 2));
     bank.load("a", &weights).unwrap();
     let x = Tensor::f32(&[1, 1, 2], vec![1.0, 2.0]).unwrap();
     let y = model.session().run_rows(&[("x", &x)], &bank.rows(&[Some("a")]).unwrap()).unwrap();
-    let y = reals(&y[0].1);
-    assert!(y[1] == 0.0 && y[0] != 0.0 && y[2] != 0.0, "{y:?}");
+    let expected = expected.row(&reals(&w), &[0.0; 3], &[1.0, 2.0]);
+    assert!(expected[1] == 0.0 && expected[0] != 0.0 && expected[2] != 0.0);
+    assert_close(&reals(&y[0].1), &expected, 1e-6, 1e-6);
 }
 
 /// An update that only f32 cannot hold after a tiny gain is refused rather than made infinite.

@@ -13,8 +13,8 @@ use crate::workers::Shared;
 /// Rows of a block: few enough that its outputs (24 KiB a panel) are still in cache when the epilogue reads them, and its
 /// inputs when the next panel does.
 pub(crate) const BLOCK_ROWS: usize = 128;
-/// Rows of a block of dot products: they have no panel to use up, so they may be shared out finely.
-const DOT_ROWS: usize = 8;
+/// Rows of a block of dot products: they have no panel to use up, so they may be shared out finely, and 16 or 32 rows evenly.
+pub(crate) const DOT_ROWS: usize = 8;
 
 /// The names and addresses of the functions compiled code may call.
 ///
@@ -336,7 +336,7 @@ impl<'a> Heads<'a> {
         let a = self.attention;
         // How far it is to the next head: of this item, or the first of the next item; the last one has itself.
         let next = |batch_stride: u64, width: usize| match head + 1 {
-            next if next < kv_heads => width,
+            after if after < kv_heads => width,
             _ if item + 1 == a.batch as usize => 0,
             _ => (batch_stride as usize).wrapping_sub(head * width),
         };

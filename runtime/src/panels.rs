@@ -165,7 +165,7 @@ unsafe fn pack_part(pack: &Pack, index: usize, inputs: Range<usize>) {
 /// As for [`pack_piece`].
 unsafe fn pack_panel(pack: &Pack, w: *const f32, to: *mut f32, panel: Panel, inputs: Range<usize>) {
     let (out_stride, k_stride) = (pack.out_stride as usize, pack.k_stride as usize);
-    // A line of each output; those that are none stay zero.
+    // A line of each output.
     let mut lines = [[0.0; STEP]; PANEL];
     for p0 in inputs.clone().step_by(STEP) {
         let count = STEP.min(inputs.end - p0);
@@ -182,9 +182,10 @@ unsafe fn pack_panel(pack: &Pack, w: *const f32, to: *mut f32, panel: Panel, inp
             }
             for p in 0..count {
                 let to = to.add((p0 + p) * panel.width);
-                for (j, line) in lines[..panel.width].iter().enumerate() {
+                for (j, line) in lines[..panel.columns].iter().enumerate() {
                     *to.add(j) = pack.scale * line[p];
                 }
+                to.add(panel.columns).write_bytes(0, panel.width - panel.columns);
             }
         }
     }

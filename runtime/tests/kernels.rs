@@ -289,7 +289,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-/// Extents around the ends of tiles (3, 6, 8), lanes (16), panels (48) and blocks of rows (128).
+/// Extents around the ends of tiles (4, 6, 8), lanes (16), panels (48) and blocks of rows (128).
 fn extent() -> impl Strategy<Value = usize> {
     select(vec![
         0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 15, 16, 17, 31, 33, 47, 48, 49, 63, 65, 95, 97, 127, 128, 129,

@@ -87,7 +87,12 @@ impl Generate {
             }
             self.print(output, generation, Milliseconds { load, generate })?;
         }
-        Ok(())
+        if self.json {
+            return Ok(());
+        }
+        let tokens: usize = generations.iter().map(|generation| generation.tokens.len()).sum();
+        let rate = tokens as f64 / generate * 1e3;
+        output.line(format_args!("{FAINT}loaded in {load:.0} ms, {rate:.1} tokens/s{FAINT:#}"))
     }
 
     /// What chooses the tokens: the same for each prompt.
@@ -115,12 +120,7 @@ impl Generate {
             let facts = Facts { prompt_tokens: *prompt_tokens, tokens, text, end, milliseconds };
             return if self.prompt.len() > 1 { output.json_line(&facts) } else { output.json(&facts) };
         }
-        let Milliseconds { load, generate } = milliseconds;
-        let rate = tokens.len() as f64 / generate * 1e3;
         output.line("")?;
-        output.line(format_args!(
-            "{FAINT}{prompt_tokens} + {} tokens ({end}), loaded in {load:.0} ms, {rate:.1} tokens/s{FAINT:#}",
-            tokens.len()
-        ))
+        output.line(format_args!("{FAINT}{prompt_tokens} + {} tokens ({end}){FAINT:#}", tokens.len()))
     }
 }

@@ -16,9 +16,30 @@ pub enum GenerateError {
     /// The model could not be run.
     #[error(transparent)]
     Model(Box<PretrainedError>),
-    /// The logits could not be chosen from.
-    #[error(transparent)]
-    Sampling(#[from] SamplingError),
+    /// A prompt could not be made tokens.
+    #[error("prompt {prompt}: {source}")]
+    Tokenizer {
+        /// Which, from 1.
+        prompt: usize,
+        /// Why.
+        source: Box<PretrainedError>,
+    },
+    /// The logits of a text could not be chosen from.
+    #[error("the text of prompt {prompt}: {source}")]
+    Sampling {
+        /// Which, from 1.
+        prompt: usize,
+        /// Why.
+        source: SamplingError,
+    },
+    /// There are adapters for other prompts.
+    #[error("there are adapters for {found} prompts, expected one for each of {expected}")]
+    Rows {
+        /// For how many.
+        found: usize,
+        /// How many prompts there are.
+        expected: usize,
+    },
     /// A prompt has no token to begin with.
     #[error("prompt {prompt} is empty: the tokenizer makes no token of it, expected at least one")]
     EmptyPrompt {
@@ -115,7 +136,8 @@ impl<'m> Generator<'m> {
     }
 
     /// Goes on with several prompts at once, each by at most `most` tokens: the weights are read once for a token of all of
-    /// them. `emit` gets a prompt's index and a piece of its text.
+    /// them. `emit` gets a prompt's index and a piece of its text. Each takes the time and the memory of the longest, and until
+    /// the last has ended: many prompts, or those of very different lengths, are better given in parts.
     ///
     /// # Errors
     /// A prompt is empty or too long, there are adapters for another number of prompts, or the model cannot be run.
@@ -126,6 +148,9 @@ impl<'m> Generator<'m> {
         mut emit: impl FnMut(usize, &str),
     ) -> Result<Vec<Generation>, GenerateError> {
         let Self { model, session, tokenizer, ends, rows } = self;
+        if !rows.is_empty() && rows.len() != prompts.len() {
+            return Err(GenerateError::Rows { found: rows.len(), expected: prompts.len() });
+        }
         let limits = Limits { most, context: model.architecture().context(), ends };
         let mut texts = Vec::with_capacity(prompts.len());
         for (index, prompt) in prompts.iter().enumerate() {
@@ -144,7 +169,9 @@ impl<'m> Generator<'m> {
             for (index, (text, logits)) in texts.iter_mut().zip(of_each).enumerate() {
                 // Of the last token, whether or not the model was compiled to give those of all.
                 let last = &logits[logits.len().saturating_sub(model.architecture().vocab())..];
-                text.go_on(last, prompts[index].sampler, &limits, |piece| emit(index, piece))?;
+                let token = text.choose(last, prompts[index].sampler);
+                let token = token.map_err(|source| GenerateError::Sampling { prompt: index + 1, source })?;
+                text.go_on(token, &limits, |piece| emit(index, piece))?;
             }
         }
         Ok(texts.into_iter().map(Continuation::into_generation).collect())
@@ -179,8 +206,10 @@ impl<'g> Continuation<'g> {
         prompt: &str,
         limits: &Limits<'_>,
     ) -> Result<Self, GenerateError> {
-        let ids = tokenizer.encode(prompt).map_err(PretrainedError::from)?.ids;
-        let (prompt, context) = (index + 1, limits.context);
+        let (encoded, prompt, context) = (tokenizer.encode(prompt), index + 1, limits.context);
+        let encoded = encoded.map_err(PretrainedError::from);
+        let ids =
+            encoded.map_err(|source| GenerateError::Tokenizer { prompt, source: Box::new(source) })?.ids;
         match ids.len() {
             0 => return Err(GenerateError::EmptyPrompt { prompt }),
             found if found >= context => return Err(GenerateError::LongPrompt { prompt, found, context }),
@@ -220,27 +249,30 @@ impl<'g> Continuation<'g> {
         }
     }
 
-    /// Takes the next token from its logits, or padding if the text has ended.
+    /// The next token, unless the text has ended.
+    fn choose(&self, logits: &[f32], sampler: &mut Sampler) -> Result<Option<u32>, SamplingError> {
+        self.end.is_none().then(|| Ok(sampler.choose(logits)? as u32)).transpose()
+    }
+
+    /// Goes on with a token, or with padding if the text has ended.
     fn go_on(
         &mut self,
-        logits: &[f32],
-        sampler: &mut Sampler,
+        token: Option<u32>,
         limits: &Limits<'_>,
         mut emit: impl FnMut(&str),
-    ) -> Result<(), GenerateError> {
+    ) -> Result<(), PretrainedError> {
         self.latest.clear();
-        if let Some(mut stream) = self.stream.take() {
-            let token = sampler.choose(logits)? as u32;
+        if let Some((token, mut stream)) = token.zip(self.stream.take()) {
             if limits.ends.contains(&token) {
                 self.end = Some(End::Token);
             } else {
                 self.tokens.push(token);
                 self.end = self.limit(limits);
-                self.told(&stream.push(token).map_err(PretrainedError::from)?, &mut emit);
+                self.told(&stream.push(token)?, &mut emit);
             }
             match self.end {
                 None => self.stream = Some(stream),
-                Some(_) => self.told(&stream.finish().map_err(PretrainedError::from)?, &mut emit),
+                Some(_) => self.told(&stream.finish()?, &mut emit),
             }
         }
         let seen = self.tokens.last().filter(|_| self.end.is_none());

@@ -28,8 +28,11 @@ pub struct Layer {
 pub enum Way {
     /// Panels from the panels of W, as a bank does it.
     ByPanels,
-    /// By rows, from W as it was loaded, and then packed: a graph's values.
-    ByRows,
+    /// By rows, as values of a graph: s B A, then W' and its panels.
+    ByRows {
+        /// How often a matrix as large as W is packed: W' is, and for DoRA's norms W, too.
+        packs: u64,
+    },
 }
 
 /// How layers are used.
@@ -181,15 +184,20 @@ impl Model<'_> {
             let tiles = rows.min(block).div_ceil(self.highest());
             let height = rows.min(block).div_ceil(tiles);
             // One tile takes the panel by itself; of several, the others read what it has read, and fetch what is next.
-            let inputs = if tiles == 1 { k } else { k.min(self.rates.block_inputs) };
+            let (inputs, seconds) = if tiles == 1 {
+                (k, self.apart(height, working_set))
+            } else {
+                let blocks = k.div_ceil(self.rates.block_inputs.max(1)).max(1);
+                (k.div_ceil(blocks), self.rate(working_set, |level| level.first.recip()).recip())
+            };
             let usual = self.tile(height).max(self.panel_row() / read);
-            let later = (self.apart(height, working_set) - usual).max(0.0);
+            let later = (seconds - usual).max(0.0);
             let visits = out as f64 / self.rates.panel as f64 * rows.div_ceil(block) as f64;
             together + visits * inputs as f64 * later
         })
     }
 
-    /// Seconds of a tile for each input of a panel that nothing has fetched.
+    /// Seconds of a single tile for each input of a panel that nothing has fetched.
     fn apart(&self, height: u64, working_set: f64) -> f64 {
         let part = height.saturating_sub(1) as f64 / (self.highest() - 1).max(1) as f64;
         let seconds = |tile: usize| self.rate(working_set, |level| level.apart[tile].recip()).recip();
@@ -209,7 +217,7 @@ impl Model<'_> {
     }
 
     /// `W + s B A` for each element, in memory that is taken for it: W is read, and W' written, where neither is near. By rows
-    /// s B A is written and W packed for its norms, then W' is written and packed.
+    /// there is a matrix written for each that is packed.
     fn merging(&self) -> f64 {
         let Layer { out, k, rank, way } = self.layer;
         let bytes = self.weight() as f64;
@@ -217,7 +225,7 @@ impl Model<'_> {
             Way::ByPanels => {
                 2.0 * bytes / self.read(2.0 * bytes) + bytes / self.rate(bytes, |level| level.fresh)
             }
-            Way::ByRows => 2.0 * bytes / self.rate(bytes, |level| level.packed),
+            Way::ByRows { packs } => packs as f64 * bytes / self.rate(bytes, |level| level.packed),
         };
         out as f64 * k as f64 * rank as f64 * self.rates.merge + moved
     }

@@ -86,13 +86,20 @@ pub enum FormError {
         /// The gain.
         gain: String,
     },
-    /// `DoRA` divides by a norm that nothing can be divided by.
-    #[error("the norm of W + s B A is {found} at output {output}, and DoRA divides by it")]
-    Norm {
+    /// A gain that is no number, or infinite.
+    #[error(
+        "its gain is {gain} at output {output}, expected a finite number: DoRA's magnitude there is {magnitude}, and the \
+         norm of W + s B A is {norm}"
+    )]
+    NotFinite {
         /// The output.
         output: usize,
+        /// The gain of all updates so far.
+        gain: f32,
+        /// The last update's magnitude, and the norm that divides it.
+        magnitude: f32,
         /// The norm.
-        found: f32,
+        norm: f32,
     },
     /// The layer has no bias that could be replaced.
     #[error("it replaces the bias, but the layer has none")]
@@ -311,12 +318,7 @@ impl Joint {
         if let Some((magnitude, b)) = update.magnitude.as_ref().zip(packed.as_ref()) {
             // SAFETY: the layer's panels, and A and B as they were just packed.
             let norms = unsafe { norms(layer, (a, rank), b, kernels) };
-            let gain =
-                values(magnitude).iter().zip(norms).enumerate().map(|(output, (m, norm))| match norm {
-                    found if found == 0.0 || !found.is_finite() => Err(FormError::Norm { output, found }),
-                    norm => Ok(m / norm),
-                });
-            self.times(gain.collect::<Result<_, _>>()?);
+            self.times(values(magnitude), &norms)?;
         }
         if is_all {
             self.panels = packed;
@@ -324,14 +326,20 @@ impl Joint {
         Ok(())
     }
 
-    /// Multiplies everything so far by a gain.
-    fn times(&mut self, gain: Vec<f32>) {
-        let times = |old: &mut Vec<f32>| old.iter_mut().zip(&gain).for_each(|(old, gain)| *old *= gain);
-        self.shift.iter_mut().for_each(times);
-        match &mut self.gain {
-            Some(gain) => times(gain),
-            None => self.gain = Some(gain),
+    /// Multiplies everything so far by a gain, a magnitude over a norm.
+    fn times(&mut self, magnitude: &[f32], norms: &[f32]) -> Result<(), FormError> {
+        let gain = self.gain.get_or_insert_with(|| vec![1.0; magnitude.len()]);
+        for (output, (&magnitude, &norm)) in magnitude.iter().zip(norms).enumerate() {
+            gain[output] *= magnitude / norm;
+            // An infinite norm would make it 0.
+            if !gain[output].is_finite() || !norm.is_finite() {
+                return Err(FormError::NotFinite { output, gain: gain[output], magnitude, norm });
+            }
+            if let Some(shift) = &mut self.shift {
+                shift[output] *= magnitude / norm;
+            }
         }
+        Ok(())
     }
 
     /// Puts `s B / g` beside what is there, with the gain g so far.

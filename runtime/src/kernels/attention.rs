@@ -120,7 +120,8 @@ pub(super) unsafe fn attention<L: Lanes>(block: &AttentionBlock) {
     }
 }
 
-/// Makes one lane's scores weights, 2 to the power of `score - max`, and brings maxima and sums up to date; `first` is its first vector.
+/// Makes one lane's scores weights, 2 to the power of `score - max`, and brings maxima and sums up to date; `first` is its
+/// first vector.
 #[inline(always)]
 unsafe fn weights<L: Lanes>(vectors: &mut Vectors, keys: &Keys, scores: *mut f32, first: usize) {
     let [from, to] = keys.seen;
@@ -184,7 +185,7 @@ unsafe fn divide<L: Lanes>(block: &AttentionBlock, vectors: &Vectors) {
 /// The CPU has the instructions of `L`.
 #[inline(always)]
 unsafe fn quotient<L: Lanes>(sum: f32, by: L, values: impl Fn() -> L) -> L {
-    // Nothing was written of a vector of the first block that saw no key.
+    // A vector that saw no key may have nothing written in y yet, so it is not read.
     // SAFETY: the caller's instructions.
     unsafe { if sum == 0.0 { L::splat(0.0) } else { values().mul(by) } }
 }

@@ -1,7 +1,7 @@
 //! Products, a tile at a time: `y = gain * (x W^T + h B^T) + bias + shift` for a block of rows and one panel of outputs.
 //!
 //! A tile of a few rows by a few lanes is summed in registers. The low-rank part is `rank` more steps of the same sum;
-//! gain and bias are applied before the tile leaves its registers. K is taken in blocks of [`K_BLOCK`], between which the
+//! gain and bias are applied before the tile leaves its registers. K is taken in blocks of [`K_BLOCK`] at most, between which the
 //! sums rest in y: the same additions in the same order, but the panel's block stays in cache while all rows pass over
 //! it, and while they do, the block that comes next is fetched.
 //!
@@ -294,7 +294,7 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
                     L::prefetch_far(here.wrapping_add(p * block.width + STREAM_AHEAD + v * LANE));
                 }
             };
-            let far = |p: usize| {
+            let later = |p: usize| {
                 let at = fetch.from.wrapping_add(p * stride);
                 L::prefetch_far(at);
                 L::prefetch_far(at.wrapping_add(stride / 2));
@@ -303,11 +303,11 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
                 (true, 0) => accumulate(sums, x, here, block.width, count, stream),
                 (true, _) => accumulate(sums, x, here, block.width, count, |p| {
                     stream(p);
-                    far(p);
+                    later(p);
                 }),
                 (false, _) => accumulate(sums, x, here, block.width, count, |p| {
                     near(p);
-                    far(p);
+                    later(p);
                 }),
             }
         }

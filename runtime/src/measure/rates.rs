@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Floats, TURN, Tile, fastest_of};
 use crate::abi::{Pack, Packing};
 use crate::context::Context;
-use crate::entry::BLOCK_ROWS;
+use crate::entry::{BLOCK_ROWS, DOT_ROWS};
 use crate::kernels::{AdaptedPanel, Block, DotBlock, Finish, K_BLOCK, MergeBlock};
 use crate::memory::Buffer;
 use crate::panels::{self, LANE, PANEL, row_stride};
@@ -23,8 +23,8 @@ const APART: usize = 5;
 const K: usize = 768;
 /// Rows of A.
 const RANK: usize = 8;
-/// Rows of x that dot products are measured with.
-const ROWS: usize = 12;
+/// Rows of x that dot products are measured with: those of a task.
+const ROWS: usize = DOT_ROWS;
 /// How long each rate is measured.
 const SPAN: Duration = Duration::from_millis(12);
 
@@ -35,7 +35,7 @@ pub struct Rates {
     pub panel: u64,
     /// Rows of a block, for which a weight is read once.
     pub block: u64,
-    /// Inputs of a block, which stay near while its rows pass over them.
+    /// Inputs of a block at most, which stay near while its rows pass over them.
     pub block_inputs: u64,
     /// Seconds that a tile of 1, 2, ... rows and a full panel takes for each input, with all it reads in the first-level
     /// cache. The last is the highest that there is.
@@ -55,19 +55,21 @@ pub struct Level {
     pub bytes: u64,
     /// Bytes per second at which a product of one row reads its weight.
     pub read: f64,
-    /// Seconds that a tile of one row takes for each input of a full panel, and the highest tile, if no panel lies beside the
-    /// one before: nothing has fetched it.
+    /// Seconds that a tile of one row takes for each input of a full panel, and the highest tile, if it is alone and no panel
+    /// lies beside the one before: nothing has fetched it.
     pub apart: [f64; 2],
+    /// The same of the highest tile where others follow it.
+    pub first: f64,
     /// Bytes per second at which as much memory is taken from the system, written, and given back.
     pub fresh: f64,
     /// Bytes per second at which a product of low rank is written by rows and then packed into panels, both in memory that is
-    /// taken for it.
+    /// taken for it and given back.
     pub packed: f64,
 }
 
 impl Rates {
-    /// Measures all of them with the kernels of `context`, on the calling thread: about half a second. Each is the fastest
-    /// of many turns, so what else the machine does meanwhile matters little.
+    /// Measures all of them with the kernels of `context`, on the calling thread: about a second. Each is the fastest of
+    /// several turns, so what else the machine does meanwhile matters little.
     ///
     /// # Panics
     /// When there is no memory to measure with, which is little more than twice the largest working set: 192 MiB.
@@ -76,23 +78,33 @@ impl Rates {
             let mut tile = Tile::of(rows);
             repeated(|| tile.run(context)) / tile.inputs() as f64
         };
-        let largest = WORKING_SETS[WORKING_SETS.len() - 1];
-        let weight = Floats::new(largest / size_of::<f32>());
-        let level = |bytes: usize| Level {
+        let tile: Vec<_> = (1..=context.kernels.tile_rows).map(tile).collect();
+        let largest = WORKING_SETS[WORKING_SETS.len() - 1] / size_of::<f32>();
+        // Before there is a weight: together they would take half as much again.
+        let factors = Floats::new(largest / K * RANK);
+        let packed = WORKING_SETS
+            .map(|bytes| bytes as f64 / repeated(|| drop(black_box(packed(context, &factors, bytes)))));
+        let weight = Floats::new(largest);
+        let highest = context.kernels.tile_rows;
+        let level = |(bytes, packed): (usize, f64)| Level {
             bytes: bytes as u64,
             read: PANEL_ROW / read(context, &weight, bytes, 1, 1),
-            apart: [1, context.kernels.tile_rows].map(|rows| read(context, &weight, bytes, rows, APART)),
+            apart: [1, highest].map(|rows| read(context, &weight, bytes, rows, APART)),
+            // Of two tiles the other finds the panel near.
+            first: (read(context, &weight, bytes, 2 * highest, APART) - tile[highest - 1])
+                .max(tile[highest - 1]),
             fresh: bytes as f64 / repeated(|| drop(black_box(fresh(bytes)))),
-            packed: bytes as f64 / repeated(|| drop(black_box(packed(context, &weight, bytes)))),
+            packed,
         };
+        let memory = WORKING_SETS.into_iter().zip(packed).map(level).collect();
         Rates {
             panel: PANEL as u64,
             block: BLOCK_ROWS as u64,
             block_inputs: K_BLOCK as u64,
-            tile: (1..=context.kernels.tile_rows).map(tile).collect(),
             dot: dot(context),
             merge: merge(context),
-            memory: WORKING_SETS.into_iter().map(level).collect(),
+            memory,
+            tile,
         }
     }
 }
@@ -105,7 +117,7 @@ fn fresh(bytes: usize) -> Buffer {
     Buffer::zeroed(bytes).expect("memory to measure with")
 }
 
-/// A product with [`RANK`] inputs, in new memory by rows, and packed into new memory. The factors are parts of a matrix.
+/// A product with [`RANK`] inputs, in new memory by rows, and packed into new memory.
 fn packed(context: &Context, factors: &Floats, bytes: usize) -> [Buffer; 2] {
     let [rows, panels] = [(); 2].map(|()| fresh(bytes));
     let out = bytes / size_of::<f32>() / K / LANE * LANE;
@@ -114,7 +126,7 @@ fn packed(context: &Context, factors: &Floats, bytes: usize) -> [Buffer; 2] {
         (0..out).step_by(BLOCK_ROWS).flat_map(|first| (0..K / PANEL).map(move |panel| (first, panel)))
     {
         let finishes = [Finish::nothing(out)];
-        // SAFETY: a block of the product, whose factors `[out, RANK]` and `[K, RANK]` are shorter than the matrix.
+        // SAFETY: a block of the product, whose factors are `[out, RANK]` and `[K, RANK]` at most as long.
         unsafe {
             (context.kernels.product)(&Block {
                 rows: BLOCK_ROWS.min(out - first),
@@ -238,8 +250,9 @@ mod tests {
         let rates = Rates::measure(&context);
         assert_eq!(rates.tile.len(), context.kernels.tile_rows);
         assert_eq!(rates.memory.iter().map(|level| level.bytes as usize).collect::<Vec<_>>(), WORKING_SETS);
-        let of_level =
-            |level: &Level| [level.read, level.fresh, level.packed, level.apart[0], level.apart[1]];
+        let of_level = |level: &Level| {
+            [level.read, level.fresh, level.packed, level.first, level.apart[0], level.apart[1]]
+        };
         let memory = rates.memory.iter().flat_map(of_level);
         let all = rates.tile.iter().copied().chain([rates.dot, rates.merge]).chain(memory);
         assert!(all.into_iter().all(|rate| rate.is_finite() && rate > 0.0), "{rates:?}");
