@@ -295,9 +295,10 @@ impl fmt::Display for Decision {
             Why::Cannot(error) => write!(f, ", since {error}")?,
         }
         let Some(estimate) = estimate else { return Ok(()) };
-        let cheaper = estimate.saved() > 0.0;
-        if matches!(why, Why::Rule | Why::Layer) && cheaper != *merged {
-            write!(f, ", though {} costs less", if cheaper { "merged" } else { "factored" })?;
+        match (why, merged, estimate.saved() > 0.0) {
+            (Why::Rule | Why::Layer, true, false) => f.write_str(", though that does not pay")?,
+            (Why::Rule | Why::Layer, false, true) => f.write_str(", though merged costs less")?,
+            _ => {}
         }
         write!(f, ", {estimate}")
     }

@@ -8,7 +8,7 @@ use common::{difference, run};
 use engraft_compiler::merging::{CostModel, Decision, MergeRule, Merging, survey};
 use engraft_compiler::passes::{MergeError, PassError};
 use engraft_compiler::pipeline::{self, PipelineError};
-use engraft_compiler::plan::merge_cost::{Choice, Estimate, Layer, Way, Workload, choose};
+use engraft_compiler::plan::merge_cost::{Choice, Estimate, Layer, MARGIN, Way, Workload, choose};
 use engraft_compiler::{Options, compile};
 use engraft_ir::DType::F32;
 use engraft_ir::eval::eval;
@@ -57,7 +57,7 @@ fn times_are_what_one_works_out_by_hand() {
         let by_rows = Estimate::new(Layer { way: Way::ByRows { packs }, ..LAYER }, workload, &machine());
         close(by_rows.merging, 96.0 * 400.0 * 1e-12 + packs as f64 * 38_400.0 / 5e8);
     }
-    close(one.break_even().unwrap(), one.merging / (one.factored - one.merged));
+    close(one.break_even().unwrap(), one.merging / (one.factored * (1.0 - MARGIN) - one.merged));
     assert_eq!(one.bytes, 38_400);
 
     let four = Estimate::new(LAYER, Workload { adapters: 4, ..workload }, &machine());
@@ -80,7 +80,7 @@ fn weights_that_no_cache_holds_are_better_shared() {
     let far =
         Level { bytes: 1 << 22, read: 19.2e9, apart: [11e-9, 18e-9], first: 18e-9, fresh: 1e9, packed: 5e8 };
     let rates = Rates { memory: vec![machine().memory[0], far], ..machine() };
-    let layer = Layer { out: 4800, k: 4800, ..LAYER };
+    let layer = Layer { out: 4800, k: 4800, rank: 256, ..LAYER };
     let saved = |adapters| {
         Estimate::new(layer, Workload { rows: 8, adapters, ..Workload::default() }, &rates).saved()
     };
