@@ -16,11 +16,28 @@ use engraft::runtime::{self, Bank, Context, Model, Weights, in_order};
 use engraft_testing::assert_close;
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::RwLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// As the recordings ask: `|ours - theirs| <= 1e-5 max(1, max |theirs|) + 1e-4 |theirs|`.
 const ATOL: f64 = 1e-5;
 const RTOL: f64 = 1e-4;
+
+/// Held by all who compile, and by one alone who must not: compilations are counted in the whole process.
+static COMPILING: RwLock<()> = RwLock::new(());
+
+fn compiling<T>(compile: impl FnOnce() -> T) -> T {
+    let _shared = COMPILING.read();
+    compile()
+}
+
+/// Runs what must compile nothing.
+fn without_compiling(run: impl FnOnce()) {
+    let _alone = COMPILING.write();
+    let before = compilations();
+    run();
+    assert_eq!(compilations(), before);
+}
 
 /// The adapter of each row of a recording; `None` for the base alone.
 fn recorded_rows(recorded: &Path) -> Vec<Option<String>> {
@@ -35,12 +52,12 @@ fn recorded_rows(recorded: &Path) -> Vec<Option<String>> {
 
 fn with_bank(base: &Path) -> CompiledModel {
     let options = CompileOptions { bank: true, ..CompileOptions::default() };
-    Pretrained::open(base).unwrap().compile(options).unwrap()
+    compiling(|| Pretrained::open(base).unwrap().compile(options).unwrap())
 }
 
 /// A user's own graph with a recording's base: the bank of the runtime and the model without adapters.
 fn on_graph(graph: &Graph, recorded: &Path) -> (Bank, Model) {
-    let program = compile(graph, &Options::default()).unwrap().program;
+    let program = compiling(|| compile(graph, &Options::default()).unwrap().program);
     let weights = read_weights(recorded.join("base.safetensors")).unwrap();
     let context = Context::new(runtime::Options::default()).unwrap();
     let base = program.load_base(&weights, context).unwrap();
@@ -57,12 +74,12 @@ fn each_row_of_an_mlp_has_its_own_adapter() {
     g.output("y", linear(linear(x, "fc1", 40, true).relu(), "fc2", 16, true));
     let graph = adaptable(&g.finish().unwrap()).unwrap();
     let (bank, model) = on_graph(&graph, &recorded);
-    let before = compilations();
-    for name in ["a", "b", "c"] {
-        let adapter = PeftAdapter::open(recorded.join("adapters").join(name)).unwrap();
-        bank.load(name, &updates(&graph, &adapter).unwrap()).unwrap();
-    }
-    assert_eq!(compilations(), before);
+    without_compiling(|| {
+        for name in ["a", "b", "c"] {
+            let adapter = PeftAdapter::open(recorded.join("adapters").join(name)).unwrap();
+            bank.load(name, &updates(&graph, &adapter).unwrap()).unwrap();
+        }
+    });
     let io = read_weights(recorded.join("io.safetensors")).unwrap();
     let rows = bank.rows(&recorded_rows(&recorded)).unwrap();
     let outputs = model.session().run_rows(&[("x", io.get("x").unwrap())], &rows).unwrap();
@@ -142,7 +159,7 @@ fn calls_under_way_keep_what_they_began_with() {
     let (base, io) = (model_directory(&recorded), read_weights(recorded.join("io.safetensors")).unwrap());
     let options = runtime::Options { threads: NonZeroUsize::new(1), ..runtime::Options::default() };
     let options = CompileOptions { bank: true, runtime: options, ..CompileOptions::default() };
-    let model = Pretrained::open(base.path()).unwrap().compile(options).unwrap();
+    let model = compiling(|| Pretrained::open(base.path()).unwrap().compile(options).unwrap());
     let (bank, inputs) = (model.bank().unwrap(), given(&io));
     let adapters = ["a", "b"].map(|name| bank.weights(recorded.join("adapters").join(name)).unwrap());
     let names = [Some("it"), None, Some("it")].into_iter().cycle().take(13).collect::<Vec<_>>();
@@ -151,28 +168,28 @@ fn calls_under_way_keep_what_they_began_with() {
         bank.runtime().replace("it", adapter).unwrap();
         model.run_rows(&inputs, &bank.rows(&names).unwrap()).unwrap().remove(0).1
     });
-    let before = compilations();
     let swaps = 200;
     let calling = AtomicUsize::new(2);
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                let mut session = model.session();
-                for _ in 0..40 {
-                    let rows = bank.rows(&names).unwrap();
-                    let y = model.run_rows_in(&mut session, &inputs, &rows).unwrap().remove(0).1;
-                    assert!(expected.contains(&y), "neither adapter's result");
-                }
-                calling.fetch_sub(1, Ordering::Relaxed);
-            });
-        }
-        let mut swap = 0;
-        while swap < swaps || calling.load(Ordering::Relaxed) > 0 {
-            bank.runtime().replace("it", &adapters[swap % 2]).unwrap();
-            swap += 1;
-        }
+    without_compiling(|| {
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let mut session = model.session();
+                    for _ in 0..40 {
+                        let rows = bank.rows(&names).unwrap();
+                        let y = model.run_rows_in(&mut session, &inputs, &rows).unwrap().remove(0).1;
+                        assert!(expected.contains(&y), "neither adapter's result");
+                    }
+                    calling.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
+            let mut swap = 0;
+            while swap < swaps || calling.load(Ordering::Relaxed) > 0 {
+                bank.runtime().replace("it", &adapters[swap % 2]).unwrap();
+                swap += 1;
+            }
+        });
     });
-    assert_eq!(compilations(), before);
 }
 
 #[test]
@@ -195,12 +212,13 @@ fn what_rows_cannot_differ_in_is_refused_by_name() {
         error.contains("llama_dora: the adapter's config targets none of the graph's modules"),
         "{error}"
     );
-    let plain = Pretrained::open(base.path()).unwrap().compile(CompileOptions::default()).unwrap();
+    let plain =
+        compiling(|| Pretrained::open(base.path()).unwrap().compile(CompileOptions::default()).unwrap());
     let error = plain.bank().err().unwrap().to_string();
     assert!(error.contains("compiled without a bank"), "{error}");
     let attached = Pretrained::open(base.path()).unwrap().adapter(case("bert_dora")).unwrap();
     let options = CompileOptions { bank: true, ..CompileOptions::default() };
-    let error = attached.compile(options).err().unwrap().to_string();
+    let error = compiling(|| attached.compile(options).err().unwrap().to_string());
     assert!(error.contains("a bank is on the base alone"), "{error}");
 }
 
