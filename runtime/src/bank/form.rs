@@ -96,9 +96,9 @@ pub enum FormError {
         output: usize,
         /// The gain of all updates so far.
         gain: f32,
-        /// The last update's magnitude, and the norm that divides it.
+        /// The last update's magnitude.
         magnitude: f32,
-        /// The norm.
+        /// The norm of its W + s B A.
         norm: f32,
     },
     /// The layer has no bias that could be replaced.
