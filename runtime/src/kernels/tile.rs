@@ -1,9 +1,9 @@
 //! Products, a tile at a time: `y = gain * (x W^T + h B^T) + bias + shift` for a block of rows and one panel of outputs.
 //!
 //! A tile of a few rows by a few lanes is summed in registers. The low-rank part is `rank` more steps of the same sum;
-//! gain and bias are applied before the tile leaves its registers. K is taken in blocks of [`K_BLOCK`] at most, between which the
-//! sums rest in y: the same additions in the same order, but the panel's block stays in cache while all rows pass over
-//! it, and while they do, the block that comes next is fetched.
+//! gain and bias are applied before the tile leaves its registers. Rows of several tiles take K in blocks of [`K_BLOCK`] at
+//! most, between which the sums rest in y: the same additions in the same order, but the panel's block stays in cache while
+//! all rows pass over it, and while they do, the block that comes next is fetched.
 //!
 //! Rows may differ in what follows `x W^T`. A tile whose rows do share the sums of W all the same, while each row's B is
 //! fetched, and is then finished some rows at a time: again the same additions in the same order.
@@ -139,8 +139,10 @@ pub(super) struct Factor {
 /// The CPU has the instructions of `L`, and the block's pointers are valid for the extents it gives.
 #[inline(always)]
 pub(super) unsafe fn product<L: Lanes>(block: &Block<'_>) {
-    // As few blocks as can hold the inputs, all about as long: each has the time to fetch the one that follows.
-    let blocks = block.k.div_ceil(K_BLOCK).max(1);
+    // As few blocks as can hold the inputs, all about as long: each has the time to fetch the one that follows. A single
+    // tile uses nothing twice.
+    let is_single = block.rows <= rows(L::ACCUMULATORS);
+    let blocks = if is_single { 1 } else { block.k.div_ceil(K_BLOCK).max(1) };
     for index in 0..blocks {
         let (first, end) = (index * block.k / blocks, (index + 1) * block.k / blocks);
         // SAFETY: as the caller's.
@@ -289,9 +291,11 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
                 }
             };
             let stream = |p: usize| {
-                let lines = if ROWS <= STREAM_ROWS { 1 } else { WIDTH };
+                // A step of more rows takes longer: as far ahead in time.
+                let (ahead, lines) =
+                    if ROWS <= STREAM_ROWS { (STREAM_AHEAD / ROWS, 1) } else { (STREAM_AHEAD, WIDTH) };
                 for v in 0..lines {
-                    L::prefetch_far(here.wrapping_add(p * block.width + STREAM_AHEAD + v * LANE));
+                    L::prefetch_far(here.wrapping_add(p * block.width + ahead + v * LANE));
                 }
             };
             let later = |p: usize| {
