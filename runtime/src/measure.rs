@@ -1,8 +1,9 @@
 //! What this machine can do at most: how fast the tile that products run is when all it reads is in the first-level
-//! cache, and how fast memory can be read plainly. One thread each. It knows nothing about models.
+//! cache, how fast memory can be read plainly, and how fast registers alone are multiplied and added. One thread each. It
+//! knows nothing about models.
 //!
-//! [`Machine::measure`] gives both in one go. [`Tile`] and [`Stream`] are single steps for whoever times them in turn with
-//! something else. [`Rates`] are those of an adapted layer's kernels.
+//! [`Machine::measure`] gives the first two in one go. [`Tile`], [`Stream`] and [`Peak`] are single steps for whoever times
+//! them in turn with something else. [`Rates`] are those of an adapted layer's kernels.
 
 mod rates;
 
@@ -12,7 +13,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use crate::context::Context;
-use crate::kernels::{Block, Finish, STREAM_STEP};
+use crate::kernels::{Block, Finish, PEAK_STEP, STREAM_STEP};
 use crate::memory::Buffer;
 use crate::panels::{LANE, PANEL};
 
@@ -142,6 +143,35 @@ impl Stream {
     }
 }
 
+/// Fused multiplications and additions of registers alone: no product can be computed faster.
+#[derive(Clone, Copy, Debug)]
+pub struct Peak {
+    /// How many lanes are added up.
+    count: usize,
+}
+
+impl Peak {
+    /// So many floating-point operations, rounded up to whole steps.
+    pub fn new(flops: usize) -> Peak {
+        Peak { count: flops.div_ceil(2 * LANE).next_multiple_of(PEAK_STEP) }
+    }
+
+    /// Floating-point operations of one run; a fused multiply and add counts as two.
+    pub fn flops(&self) -> f64 {
+        2.0 * (self.count * LANE) as f64
+    }
+
+    /// Computes them once on the calling thread, with the instructions of `context`'s kernels.
+    pub fn run(&mut self, context: &Context) {
+        black_box(self.sum(context));
+    }
+
+    fn sum(self, context: &Context) -> f32 {
+        // SAFETY: the kernels of a context are ones that this CPU can run.
+        unsafe { (context.kernels.peak)(black_box(self.count)) }
+    }
+}
+
 /// Floats in memory as weights have it, each written once: pages that nobody has written are all one page in cache.
 #[derive(Debug)]
 struct Floats {
@@ -188,7 +218,7 @@ fn fastest_of(turns: usize, mut turn: impl FnMut()) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::{PANEL, Stream, TILE_BYTES, Tile};
+    use super::{LANE, PANEL, Peak, Stream, TILE_BYTES, Tile};
     use crate::context::{Context, Options};
     use crate::kernels::KernelSet;
     use std::num::NonZeroUsize;
@@ -219,6 +249,20 @@ mod tests {
                 let stream = Stream::new(bytes);
                 assert_eq!(stream.bytes(), rounded);
                 assert_eq!(stream.sum(&context), rounded as f32 / 8.0);
+            }
+        }
+    }
+
+    #[test]
+    fn peak_counts_each_product_once() {
+        for context in contexts() {
+            for flops in [0, 1, 384, 385, 100_000] {
+                let peak = Peak::new(flops);
+                assert!(peak.flops() >= flops as f64 && peak.flops() < (flops + 2 * LANE * 12) as f64);
+                // The sums begin with 0, 1, ...: what all of them have beyond that is a quarter for each product.
+                let begun = Peak::new(0).sum(&context);
+                let products = (peak.sum(&context) - begun) / 0.25;
+                assert_eq!(products, (peak.count * LANE) as f32, "{}", context.kernels.set());
             }
         }
     }

@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::results::Bounds;
 use crate::rounds::Times;
 use engraft::runtime::Context;
-use engraft::runtime::measure::{Stream, Tile};
+use engraft::runtime::measure::{Peak, Stream, Tile};
 
 /// Bytes of a weight of 4096 by 4096 floats, which is out of every cache that one thread has for itself.
 pub const FAR: usize = 64 << 20;
@@ -29,20 +29,56 @@ impl<S> Call for Step<'_, S> {
     }
 }
 
-/// What one call of each does.
-pub struct Work {
-    flops: f64,
-    bytes: f64,
+/// Operations of a turn of registers alone: some tens of microseconds.
+const PEAK_FLOPS: usize = 4 << 20;
+
+/// What nobody who computes a workload can do without.
+#[derive(Clone, Copy)]
+pub struct Least {
+    /// A multiplication and an addition for each element of the base's weights and each row, and those of attention.
+    pub flops: f64,
+    /// The weights, in bytes.
+    pub bytes: usize,
 }
 
-/// The tile, and a read of so many bytes.
-pub fn entries(context: &Context, bytes: usize) -> (Work, [Entry<'_>; 2]) {
-    let (tile, stream) = (Tile::new(context), Stream::new(bytes));
-    let work = Work { flops: tile.flops(), bytes: stream.bytes() as f64 };
-    let tile = Box::new(Step { state: tile, run: Tile::run, context });
-    let read = Box::new(Step { state: stream, run: Stream::read, context });
-    let tile = Entry { who: Who::Tile, threads: 1, contender: tile };
-    (work, [tile, Entry { who: Who::Read, threads: 1, contender: read }])
+/// What one call of each does.
+pub struct Work {
+    tile: f64,
+    read: f64,
+    peak: f64,
+    least: Least,
+}
+
+/// The tile, a read of so many bytes, arithmetic alone, and reads of each thread's share of the weights for each number of
+/// threads.
+pub fn entries<'a>(
+    context: &'a Context,
+    read: usize,
+    least: Least,
+    threads: &[usize],
+) -> (Work, Vec<Entry<'a>>) {
+    let (tile, stream, peak) = (Tile::new(context), Stream::new(read), Peak::new(PEAK_FLOPS));
+    let work = Work { tile: tile.flops(), read: stream.bytes() as f64, peak: peak.flops(), least };
+    let mut entries = vec![
+        entry(Who::Tile, 1, tile, Tile::run, context),
+        entry(Who::Read, 1, stream, Stream::read, context),
+        entry(Who::Peak, 1, peak, Peak::run, context),
+    ];
+    for &threads in threads {
+        let share = Stream::new(least.bytes / threads);
+        entries.push(entry(Who::Share, threads, share, Stream::read, context));
+    }
+    (work, entries)
+}
+
+fn entry<'a, S: 'a>(
+    who: Who,
+    threads: usize,
+    state: S,
+    run: fn(&mut S, &Context),
+    context: &'a Context,
+) -> Entry<'a> {
+    Entry { who, threads, contender: Box::new(Step { state, run, context }) }
 }
 
 impl Work {
@@ -52,9 +88,16 @@ impl Work {
             let times = times.iter().find(|times| times.who == who);
             times.map_or(f64::NAN, |times| amount / times.median * 1e6)
         };
+        let peak = rate(Who::Peak, self.peak);
+        let least = |share: &Times| {
+            let arithmetic = self.least.flops / peak / share.threads as f64 * 1e6;
+            (share.threads, arithmetic.max(share.median))
+        };
         Bounds {
-            flops_per_second: rate(Who::Tile, self.flops),
-            bytes_per_second: rate(Who::Read, self.bytes),
+            flops_per_second: rate(Who::Tile, self.tile),
+            bytes_per_second: rate(Who::Read, self.read),
+            peak_flops_per_second: peak,
+            least: times.iter().filter(|times| times.who == Who::Share).map(least).collect(),
         }
     }
 }

@@ -115,6 +115,10 @@ pub enum Who {
     Tile,
     /// A plain read of memory: what it can deliver at most.
     Read,
+    /// Arithmetic of registers alone: what a core can compute at most, whatever it reads.
+    Peak,
+    /// A plain read by one thread of as many bytes of its own as it has of the weight, over and over.
+    Share,
 }
 
 /// Which weights a contender multiplies by.
@@ -134,7 +138,7 @@ pub enum Meaning {
 
 impl Who {
     /// Everybody, in the order of tables.
-    pub const ALL: [Who; 20] = [
+    pub const ALL: [Who; 22] = [
         Who::Dense,
         Who::Dora,
         Who::Merged,
@@ -155,6 +159,8 @@ impl Who {
         Who::PeftMixedCompiled,
         Who::Tile,
         Who::Read,
+        Who::Peak,
+        Who::Share,
     ];
 
     /// As people call it.
@@ -180,6 +186,8 @@ impl Who {
             Who::PeftMixedCompiled => "PEFT, torch.compile, 8 LoRA adapters in turn",
             Who::Tile => "the tile, out of L1",
             Who::Read => "a plain read of the weights",
+            Who::Peak => "registers alone",
+            Who::Share => "a plain read of a thread's share of the weight",
         }
     }
 
@@ -190,7 +198,7 @@ impl Who {
             Who::BankDora => Some(Meaning::FewDora),
             Who::BankLora | Who::PeftMixed | Who::PeftMixedCompiled => Some(Meaning::FewLora),
             Who::BankOwn => Some(Meaning::OwnDora),
-            Who::Tile | Who::Read => None,
+            Who::Tile | Who::Read | Who::Peak | Who::Share => None,
             _ => Some(Meaning::Adapted),
         }
     }

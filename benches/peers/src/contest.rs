@@ -1,7 +1,7 @@
 //! A contest at one point: everybody has to agree, and then everybody is timed. Knows nothing about what is computed.
 
 use crate::agreement::Agreement;
-use crate::bounds;
+use crate::bounds::{self, Least};
 use crate::contender::{Entry, Meaning, Turn, Who};
 use crate::error::Error;
 use crate::results::Point;
@@ -34,6 +34,8 @@ pub struct Contest<'a> {
     pub truth: Truth,
     /// How many bytes the plain read beside them reads.
     pub read: usize,
+    /// What nobody can do without.
+    pub least: Least,
 }
 
 impl Truth {
@@ -50,7 +52,10 @@ impl<'a> Contest<'a> {
     /// Somebody fails, or computes something else.
     pub fn hold(mut self, context: &'a Context, budget: Duration) -> Result<Point, Error> {
         self.check()?;
-        let (work, bounds) = bounds::entries(context, self.read);
+        let mut threads: Vec<_> = self.entries.iter().map(|entry| entry.threads).collect();
+        threads.sort_unstable();
+        threads.dedup();
+        let (work, bounds) = bounds::entries(context, self.read, self.least, &threads);
         self.entries.extend(bounds);
         let times = rounds::times(&mut self.entries, budget)?;
         let bounds = work.bounds(&times);

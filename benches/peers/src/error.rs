@@ -65,6 +65,9 @@ pub enum Error {
     /// Ours: a file of weights in GGUF.
     #[error(transparent)]
     Gguf(#[from] engraft::import::gguf::GgufError),
+    /// An extent of a model's plan has no value.
+    #[error(transparent)]
+    Extent(#[from] engraft::ir::DimError),
     /// Ours: what a session carries.
     #[error(transparent)]
     State(#[from] engraft::runtime::StateError),

@@ -70,12 +70,17 @@ pub struct Point {
 }
 
 /// What a core and its memory can do at most.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Bounds {
     /// Of our product's tile, running out of the first-level cache.
     pub flops_per_second: f64,
     /// Of a plain read.
     pub bytes_per_second: f64,
+    /// Of registers alone.
+    pub peak_flops_per_second: f64,
+    /// For each number of threads the least that the base takes, in microseconds: the longer of its arithmetic at the rate of
+    /// registers alone, spread over the threads, and of a thread's plain read of its share of the weights.
+    pub least: BTreeMap<usize, f64>,
 }
 
 impl Point {
@@ -87,6 +92,12 @@ impl Point {
     /// The median of a contender, in microseconds.
     pub fn median(&self, who: Who, threads: usize) -> Option<f64> {
         self.times.iter().find(|times| times.who == who && times.threads == threads).map(|times| times.median)
+    }
+
+    /// The least that anybody can take, as a share of the least median of these: what a ratio to them is at least on this
+    /// machine.
+    pub fn limit(&self, who: &[Who], threads: usize) -> Option<f64> {
+        Some(self.bounds.least.get(&threads)? / self.best(who, threads)?)
     }
 
     /// The least median of these.

@@ -13,7 +13,7 @@ use core::arch::x86_64::{
 
 use super::{
     AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, MergeBlock, NormBlock, attention, dot, merge,
-    norm, stream, tile, unary,
+    norm, peak, stream, tile, unary,
 };
 use crate::abi::Unary;
 use crate::panels::LANE;
@@ -28,6 +28,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     attention,
     unary,
     stream,
+    peak,
 };
 
 #[target_feature(enable = "avx2,fma")]
@@ -70,6 +71,12 @@ unsafe fn unary(call: &Unary) {
 unsafe fn stream(from: *const f32, count: usize) -> f32 {
     // SAFETY: the floats are the caller's promise, the instructions this function's.
     unsafe { stream::stream::<Ymm>(from, count) }
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn peak(count: usize) -> f32 {
+    // SAFETY: the instructions are this function's.
+    unsafe { peak::peak::<Ymm>(count) }
 }
 
 #[derive(Clone, Copy)]

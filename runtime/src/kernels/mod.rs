@@ -1,8 +1,8 @@
 //! The kernels: one table of functions for each instruction set, chosen at run time. What they compute and in which
 //! order is written once, in `tile` (products), `dot` (products with few outputs), `norm` (row norms) and
 //! `merge` (merged weights), which take their tiles from `adapted`, `attention`, `unary` (elementwise functions, whose
-//! formulas are in `exp`, `gate` and `sine`) and `stream` (a plain read), over [`Lanes`]; an instruction set is an
-//! implementation of that trait. Kernels know nothing about batches, threads or frames.
+//! formulas are in `exp`, `gate` and `sine`) and `stream` (a plain read) and `peak` (arithmetic alone), over [`Lanes`]; an instruction
+//! set is an implementation of that trait. Kernels know nothing about batches, threads or frames.
 //!
 //! Every element is summed in an order that only its k decides, whichever tile or thread computes it. So a row's result
 //! depends on nothing but that row, and the kernels that fuse multiply and add agree to the last bit.
@@ -19,6 +19,7 @@ mod exp;
 mod gate;
 mod merge;
 mod norm;
+mod peak;
 mod portable;
 mod sine;
 mod stream;
@@ -40,6 +41,7 @@ pub(crate) use attention::{AttentionBlock, Mask, VECTORS};
 pub(crate) use dot::DotBlock;
 pub(crate) use merge::MergeBlock;
 pub(crate) use norm::NormBlock;
+pub(crate) use peak::PEAK_STEP;
 pub(crate) use stream::STREAM_STEP;
 pub(crate) use tile::{Block, Finish, K_BLOCK};
 
@@ -108,6 +110,7 @@ pub struct Kernels {
     pub(crate) attention: unsafe fn(&AttentionBlock),
     pub(crate) unary: unsafe fn(&Unary),
     pub(crate) stream: unsafe fn(*const f32, usize) -> f32,
+    pub(crate) peak: unsafe fn(usize) -> f32,
 }
 
 impl Kernels {

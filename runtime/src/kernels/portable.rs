@@ -2,7 +2,7 @@
 
 use super::{
     AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, MergeBlock, NormBlock, attention, dot, merge,
-    norm, stream, tile, unary,
+    norm, peak, stream, tile, unary,
 };
 use crate::abi::Unary;
 use crate::panels::LANE;
@@ -17,6 +17,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     attention,
     unary,
     stream,
+    peak,
 };
 
 unsafe fn product(block: &Block<'_>) {
@@ -52,6 +53,11 @@ unsafe fn unary(call: &Unary) {
 unsafe fn stream(from: *const f32, count: usize) -> f32 {
     // SAFETY: the floats are the caller's promise; plain Rust runs on any CPU.
     unsafe { stream::stream::<Floats>(from, count) }
+}
+
+unsafe fn peak(count: usize) -> f32 {
+    // SAFETY: the instructions are this function's.
+    unsafe { peak::peak::<Floats>(count) }
 }
 
 /// Whether the target has a fused multiply-add: where it has none, `f32::mul_add` is a slow call into a library.

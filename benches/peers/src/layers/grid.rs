@@ -1,5 +1,6 @@
 //! Which layers are measured: shapes, batches and numbers of threads. Knows nothing about who is measured.
 
+use crate::bounds::Least;
 use serde::Serialize;
 use std::fmt;
 use std::str::FromStr;
@@ -34,6 +35,12 @@ impl Shape {
     pub fn flops(self, batch: usize) -> f64 {
         let weights = self.inputs * self.outputs + self.rank * (self.inputs + self.outputs);
         2.0 * batch as f64 * weights as f64
+    }
+
+    /// What the layer takes at least, with or without an adapter: its weight, read and multiplied by each row.
+    pub fn least(self, batch: usize) -> Least {
+        let weights = self.inputs * self.outputs;
+        Least { flops: 2.0 * (batch * weights) as f64, bytes: weights * size_of::<f32>() }
     }
 
     /// What has to move at least, if all of it moves once: weights, A, B, gain, bias, x and y.

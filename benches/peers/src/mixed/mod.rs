@@ -69,7 +69,8 @@ fn points_of(
         }))?;
         entries.extend(python::entries(python, session.directory(), &PYTHON));
         let workload = Workload::Mixed { shape, batch };
-        let contest = Contest { workload, rows: batch, entries, truth: truth(&layer, batch)?, read: FAR };
+        let (truth, least) = (truth(&layer, batch)?, shape.least(batch));
+        let contest = Contest { workload, rows: batch, entries, truth, read: FAR, least };
         points.push(contest.hold(session.context(), budget)?);
     }
     Ok(points)

@@ -1,7 +1,7 @@
 //! A decoder's next token after some others, again and again: it cannot take less time than reading all the weights that
 //! it must touch.
 
-use super::{find, one_thread, weights};
+use super::{find, least, one_thread, weights};
 use crate::contender::{Call, Entry, Meaning, Who};
 use crate::contest::{Contest, Truth};
 use crate::error::Error;
@@ -69,7 +69,8 @@ pub fn point(session: &Session, directory: &Path, budget: Duration) -> Result<Po
     let bytes = weights(&program);
     let entries = vec![Entry { who: Who::Dense, threads: 1, contender: Box::new(Decode { loaded }) }];
     let workload = Workload::Decode { model: MODEL, past: PAST, bytes };
-    Contest { workload, rows: 1, entries, truth, read: bytes }.hold(session.context(), budget)
+    let least = least(&program, &[("batch", 1), ("seq", 1), ("past", PAST)])?;
+    Contest { workload, rows: 1, entries, truth, read: bytes, least }.hold(session.context(), budget)
 }
 
 /// The last token's logits by transformers in f64, in one call on all tokens. It is given the weights as we read them, in

@@ -1,7 +1,7 @@
 //! An encoder with a random DoRA adapter on all its linear layers, which PEFT writes. Who wants it merged is given what
 //! PEFT merged; ours merge for themselves.
 
-use super::{find, one_thread, weights};
+use super::{find, least, one_thread};
 use crate::contender::{Entry, Meaning, Who};
 use crate::contest::{Contest, Truth};
 use crate::error::Error;
@@ -140,8 +140,9 @@ fn point(
     let truth = truth(session, &batch, width)?;
     entries.extend(python::entries(&session.pythons[0], session.directory(), &PYTHON));
     let workload = Workload::Encode { model: MODEL, batch: size.batch, tokens: size.tokens };
-    let read = weights(&programs[0].1);
-    Contest { workload, rows: size.batch * size.tokens, entries, truth, read }.hold(session.context(), budget)
+    let least = least(&programs[0].1, &[("batch", size.batch), ("seq", size.tokens)])?;
+    let (rows, read) = (size.batch * size.tokens, least.bytes);
+    Contest { workload, rows, entries, truth, read, least }.hold(session.context(), budget)
 }
 
 /// Loads the batch into the Python process, and reads what PEFT makes of it in f64.

@@ -4,13 +4,14 @@
 mod decode;
 mod encode;
 
+use crate::bounds::Least;
 use crate::error::Error;
 use crate::results::Point;
 use crate::session::Session;
 use encode::Size;
 use engraft::compiler::plan::Plan;
-use engraft::compiler::plan::kernel::Kernel;
-use engraft::ir::Stage;
+use engraft::compiler::plan::kernel::{Attention, Kernel, Linear};
+use engraft::ir::{Dim, Stage, Symbol};
 use engraft::pretrained::CompiledModel;
 use engraft::runtime::Options;
 use std::collections::BTreeSet;
@@ -51,6 +52,23 @@ fn find(directory: &Path, name: &str) -> Result<PathBuf, Error> {
 /// One thread.
 fn one_thread() -> Options {
     Options { threads: Some(NonZeroUsize::MIN), ..Options::default() }
+}
+
+/// What a call takes at least that has such extents: its products, without epilogues, and the scores and values of attention.
+fn least(model: &CompiledModel, extents: &[(&str, usize)]) -> Result<Least, Error> {
+    let extents = extents.iter().map(|&(name, extent)| (Symbol::new(name), extent as u64)).collect();
+    let plan: &Plan = &model.compiled().plan;
+    let mut flops = Dim::fixed(0);
+    for (_, step) in plan.steps_at(Stage::Call) {
+        flops = match &step.kernel {
+            Kernel::Linear(Linear { batch, rows, out, k, .. }) => flops + batch.clone() * rows * out * k * 2,
+            Kernel::Attention(Attention { batch, queries, keys, heads, d, e, .. }) => {
+                flops + batch.clone() * queries * keys * (2 * heads * (d + e))
+            }
+            _ => flops,
+        };
+    }
+    Ok(Least { flops: flops.eval(&extents)? as f64, bytes: weights(model) })
 }
 
 /// The bytes of all that is loaded and that a call reads whole: all of it but the tables of which it looks up some rows.

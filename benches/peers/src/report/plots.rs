@@ -172,9 +172,10 @@ fn roofline(path: &Path, title: &str, points: &[Point]) -> Result<(), DrawError>
         Some((flops / shape.bytes(batch), flops / point.best(series.who, 1)? / 1e3))
     };
     let all = ROOFLINE.iter().flat_map(|series| points.iter().filter_map(move |point| place(series, point)));
-    let bounds = typical(points);
+    let flops_per_second = typical(points, |bounds| bounds.flops_per_second);
+    let bytes_per_second = typical(points, |bounds| bounds.bytes_per_second);
     let (left, right) = range(all.clone().map(|(x, _)| x));
-    let (bottom, top) = range(all.map(|(_, y)| y).chain([bounds.flops_per_second / 1e9]));
+    let (bottom, top) = range(all.map(|(_, y)| y).chain([flops_per_second / 1e9]));
     let mut chart = ChartBuilder::on(&area)
         .margin_left(12)
         .margin_right(12)
@@ -197,9 +198,9 @@ fn roofline(path: &Path, title: &str, points: &[Point]) -> Result<(), DrawError>
         .y_label_formatter(&|y| short(*y))
         .draw()?;
     // No more than memory delivers work for, and no more than a core can do: equal where the lines meet.
-    let knee = bounds.flops_per_second / bounds.bytes_per_second;
-    let roof = |x: f64| (x, x.min(knee) * bounds.bytes_per_second / 1e9);
-    let first = left.max(bottom * 1e9 / bounds.bytes_per_second);
+    let knee = flops_per_second / bytes_per_second;
+    let roof = |x: f64| (x, x.min(knee) * bytes_per_second / 1e9);
+    let first = left.max(bottom * 1e9 / bytes_per_second);
     let line = [first, knee.clamp(first, right), right].map(roof);
     chart.draw_series(LineSeries::new(line, ROOF.line()))?;
     for series in &ROOFLINE {
@@ -213,17 +214,11 @@ fn roofline(path: &Path, title: &str, points: &[Point]) -> Result<(), DrawError>
     root.present()
 }
 
-/// The medians of what was measured beside each point.
-fn typical(points: &[Point]) -> Bounds {
-    let median = |bound: fn(&Bounds) -> f64| {
-        let mut measured: Vec<_> = points.iter().map(|point| bound(&point.bounds)).collect();
-        measured.sort_unstable_by(f64::total_cmp);
-        measured.get(measured.len() / 2).copied().unwrap_or(f64::NAN)
-    };
-    Bounds {
-        flops_per_second: median(|bounds| bounds.flops_per_second),
-        bytes_per_second: median(|bounds| bounds.bytes_per_second),
-    }
+/// The median of a bound that was measured beside each point.
+fn typical(points: &[Point], bound: fn(&Bounds) -> f64) -> f64 {
+    let mut measured: Vec<_> = points.iter().map(|point| bound(&point.bounds)).collect();
+    measured.sort_unstable_by(f64::total_cmp);
+    measured.get(measured.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// 1, 2, 5, 10, 20, ... within the range.

@@ -27,24 +27,28 @@ pub const TARGETS: [Target; 4] = [
         ratio: |point, threads| {
             Some(point.median(Who::BankOwn, threads)? / point.best(&[Who::Dense, Who::BankBare], threads)?)
         },
+        limit: |_, _| None,
         asked: Asked::One,
     },
     Target {
         measure: "8 LoRA adapters / PEFT's adapter_names",
         bound: |workload| mixed(workload).map(|_| Bound::AtMost(0.35)),
         ratio: |point, threads| ratio(point, threads, Who::BankLora, Who::PeftMixed),
+        limit: |point, threads| point.limit(&[Who::PeftMixed], threads),
         asked: Asked::One,
     },
     Target {
         measure: "8 DoRA adapters / PEFT's adapter_names on 8 LoRA adapters",
         bound: |workload| mixed(workload).map(|_| Bound::AtMost(0.35)),
         ratio: |point, threads| ratio(point, threads, Who::BankDora, Who::PeftMixed),
+        limit: |point, threads| point.limit(&[Who::PeftMixed], threads),
         asked: Asked::One,
     },
     Target {
         measure: "no row adapted / our bare layer",
         bound: |workload| mixed(workload).map(|_| Bound::AtMost(1.03)),
         ratio: |point, threads| ratio(point, threads, Who::BankBare, Who::Dense),
+        limit: |_, _| None,
         asked: Asked::One,
     },
 ];

@@ -22,6 +22,8 @@ pub struct Target {
     bound: fn(Workload) -> Option<Bound>,
     /// The ratio at a point with so many threads, if everybody it takes was there.
     ratio: fn(&Point, usize) -> Option<f64>,
+    /// What the ratio would be on this machine if ours took no longer than anybody must, where it compares ours with others.
+    limit: fn(&Point, usize) -> Option<f64>,
     /// At which numbers of threads it is asked.
     asked: Asked,
 }
@@ -83,6 +85,15 @@ pub struct Ratio {
     pub target: Bound,
     /// Whether it is.
     pub met: bool,
+    /// What it would be if ours took no longer than anybody must on this machine.
+    pub limit: Option<f64>,
+}
+
+impl Ratio {
+    /// Whether the machine keeps it from its target, whoever computes.
+    pub fn is_beyond(&self) -> bool {
+        !self.met && self.limit.is_some_and(|limit| !self.target.holds(limit))
+    }
 }
 
 /// Every ratio that has a target at these points.
@@ -99,8 +110,8 @@ pub fn ratios(points: &[Point], threads: &[usize]) -> Vec<Ratio> {
             for threads in asked {
                 if let Some(value) = (target.ratio)(point, threads.unwrap_or(1)) {
                     let (measure, workload) = (target.measure, point.workload);
-                    let met = bound.holds(value);
-                    ratios.push(Ratio { measure, workload, threads, value, target: bound, met });
+                    let (met, limit) = (bound.holds(value), (target.limit)(point, threads.unwrap_or(1)));
+                    ratios.push(Ratio { measure, workload, threads, value, target: bound, met, limit });
                 }
             }
         }
@@ -117,7 +128,15 @@ mod tests {
     use crate::rounds::Times;
     use crate::workload::Workload;
 
-    const BOUNDS: Bounds = Bounds { flops_per_second: 1e11, bytes_per_second: 1e10 };
+    /// Of a machine on which nobody takes less than so many microseconds.
+    fn bounds(least: f64) -> Bounds {
+        Bounds {
+            flops_per_second: 1e11,
+            bytes_per_second: 1e10,
+            peak_flops_per_second: 1.1e11,
+            least: [(1, least)].into(),
+        }
+    }
 
     fn times(who: Who, threads: usize, median: f64) -> Times {
         Times { who, threads, median, quartiles: [median; 2], turns: 1, calls: 1 }
@@ -134,7 +153,7 @@ mod tests {
         let shape = Shape { inputs: 768, outputs: 768, rank: 8 };
         let point = |batch| {
             let workload = Workload::Layer { shape, batch };
-            Point { workload, times: times.clone(), bounds: BOUNDS }
+            Point { workload, times: times.clone(), bounds: bounds(90.0) }
         };
         let ratios = ratios(&[1, 4, 8].map(point), &[1, 2]);
         let found: Vec<_> =
@@ -153,6 +172,20 @@ mod tests {
     }
 
     #[test]
+    fn a_target_below_what_the_machine_allows_is_beyond_it() {
+        let shape = Shape { inputs: 768, outputs: 768, rank: 8 };
+        let found = |least, ours| {
+            let times = vec![times(Who::Dora, 1, ours), times(Who::OpenVino, 1, 100.0)];
+            let point = Point { workload: Workload::Layer { shape, batch: 1 }, times, bounds: bounds(least) };
+            let [ratio] = &ratios(&[point], &[1])[..] else { panic!("one ratio") };
+            (ratio.limit, ratio.met, ratio.is_beyond())
+        };
+        assert_eq!(found(76.0, 90.0), (Some(0.76), false, true));
+        assert_eq!(found(74.0, 90.0), (Some(0.74), false, false));
+        assert_eq!(found(74.0, 75.0), (Some(0.74), true, false));
+    }
+
+    #[test]
     fn mixed_batches_have_targets_of_their_own() {
         let times = vec![
             times(Who::Dense, 1, 100.0),
@@ -165,7 +198,7 @@ mod tests {
         let workload =
             |(size, rank)| Workload::Mixed { shape: Shape { inputs: size, outputs: size, rank }, batch: 8 };
         let workloads = [(768, 16), (4096, 16), (4096, 8)].map(workload);
-        let point = |workload| Point { workload, times: times.clone(), bounds: BOUNDS };
+        let point = |workload| Point { workload, times: times.clone(), bounds: bounds(90.0) };
         let found: Vec<_> = ratios(&workloads.map(point), &[1])
             .into_iter()
             .map(|r| (r.workload, r.value, r.target, r.met))
@@ -192,7 +225,7 @@ mod tests {
         let encode = |(batch, tokens)| Workload::Encode { model: "bert", batch, tokens };
         let decode = Workload::Decode { model: "llama", past: 64, bytes: 1 };
         let workloads = [encode((1, 16)), encode((8, 32)), decode];
-        let point = |workload| Point { workload, times: times.clone(), bounds: BOUNDS };
+        let point = |workload| Point { workload, times: times.clone(), bounds: bounds(90.0) };
         let found: Vec<_> = ratios(&workloads.map(point), &[1])
             .into_iter()
             .map(|r| (r.workload, r.value, r.target, r.met))
