@@ -86,20 +86,20 @@ pub enum FormError {
         /// The gain.
         gain: String,
     },
-    /// A gain that is no number, or infinite.
+    /// A magnitude or a norm that is not finite, or that makes a gain that is not.
     #[error(
-        "its gain is {gain} at output {output}, expected a finite number: DoRA's magnitude there is {magnitude}, and the \
-         norm of W + s B A is {norm}"
+        "DoRA's magnitude is {magnitude:?} and the norm of W + s B A is {norm:?} at output {output}, expected finite numbers \
+         whose quotient, times the gains of updates before, is finite too; it is {gain:?}"
     )]
     NotFinite {
         /// The output.
         output: usize,
-        /// The gain of all updates so far.
-        gain: f32,
         /// The last update's magnitude.
         magnitude: f32,
         /// The norm of its W + s B A.
         norm: f32,
+        /// The gain of all updates so far.
+        gain: f32,
     },
     /// The layer has no bias that could be replaced.
     #[error("it replaces the bias, but the layer has none")]
@@ -333,7 +333,7 @@ impl Joint {
             gain[output] *= magnitude / norm;
             // An infinite norm would make it 0.
             if !gain[output].is_finite() || !norm.is_finite() {
-                return Err(FormError::NotFinite { output, gain: gain[output], magnitude, norm });
+                return Err(FormError::NotFinite { output, magnitude, norm, gain: gain[output] });
             }
             if let Some(shift) = &mut self.shift {
                 shift[output] *= magnitude / norm;
