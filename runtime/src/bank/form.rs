@@ -1,13 +1,10 @@
 //! The normal form of what an adapter does to one layer, `y = gain ∘ (x Wᵀ + (x Aᵀ) Bᵀ) + bias + shift`, each part
-//! optional, and how it is made of one update or several in a row. Knows nothing about names and calls. A form may be
-//! merged: a weight of its own then stands for W, A, B and the gain.
-//!
-//! Several updates stay inside the form. After a state `g ∘ (W + D)`, an update E makes
-//! `g ∘ (W + D) + E = g ∘ (W + (D + E / g))`, and one with a gain γ of its own (`DoRA`, whose norm is of W + E alone) makes
-//! `γ ∘ (g ∘ (W + D) + E) = γ g ∘ (W + (D + E / g))`, as PEFT computes them one after the other.
+//! optional. Knows nothing about names and calls, nor how several updates become one (`joint.rs`). A form may be merged: a
+//! weight of its own then stands for W, A, B and the gain.
 
 use std::sync::Arc;
 
+use super::joint::Joint;
 use crate::abi::{Pack, Packing};
 use crate::kernels::{AdaptedPanel, Kernels, MergeBlock, NormBlock};
 use crate::memory::Buffer;
@@ -217,7 +214,12 @@ pub(crate) struct FactorPanels {
 
 impl FactorPanels {
     /// `scale` times B, which has as many elements as its extents say. The gain is zero until it is set.
-    fn new(out: usize, (b, rank): (&[f32], usize), scale: f32, has_gain: bool) -> Result<Self, FormError> {
+    pub(super) fn new(
+        out: usize,
+        (b, rank): (&[f32], usize),
+        scale: f32,
+        has_gain: bool,
+    ) -> Result<Self, FormError> {
         let panels = floats(Packing::Panels.len(out, rank + usize::from(has_gain)))?;
         let panels = FactorPanels { out, rank, has_gain, panels };
         for panel in all_panels(out) {
@@ -267,105 +269,8 @@ fn all_panels(out: usize) -> impl Iterator<Item = Panel> {
     (0..out.div_ceil(PANEL)).map(move |index| Panel::of(out, index))
 }
 
-/// The form of the updates so far.
-struct Joint {
-    layer: Layer,
-    /// Of all updates together, and of those so far.
-    rank: usize,
-    so_far: usize,
-    /// `[rank, k]`, packed as rows.
-    a: Buffer,
-    /// `[out, rank]`, with its scale, once there are several to be put side by side.
-    b: Vec<f32>,
-    /// The panels of B, where one update's is all of it.
-    panels: Option<FactorPanels>,
-    has_gain: bool,
-    gain: Option<Vec<f32>>,
-    shift: Option<Vec<f32>>,
-}
-
-impl Joint {
-    fn new(layer: Layer, rank: usize, has_gain: bool) -> Result<Joint, FormError> {
-        let a = floats(Packing::Rows.len(rank, layer.k))?;
-        let (b, panels, gain, shift) = (Vec::new(), None, None, None);
-        Ok(Joint { layer, rank, so_far: 0, a, b, panels, has_gain, gain, shift })
-    }
-
-    /// Goes on with an update that fits the layer.
-    ///
-    /// # Safety
-    /// As for [`Form::new`].
-    unsafe fn then(&mut self, update: &Update, kernels: &Kernels) -> Result<(), FormError> {
-        let (layer, rank, scale) = (self.layer, update.rank(), update.scale as f32);
-        // SAFETY: `a` has room for the rows of all updates, and these are `[r, k]`.
-        let a = unsafe {
-            let rows = self.a.floats().add(self.so_far * panels::row_stride(layer.k));
-            pack(Packing::Rows, (rank, layer.k), values(&update.a), 1.0, rows);
-            rows
-        };
-        let is_all = rank == self.rank && self.gain.is_none();
-        let is_packed = is_all || update.magnitude.is_some();
-        let pack_b = || FactorPanels::new(layer.out, (values(&update.b), rank), scale, self.has_gain);
-        let packed = is_packed.then(pack_b).transpose()?;
-        if !is_all {
-            self.append_b(values(&update.b), rank, scale)?;
-        }
-        self.so_far += rank;
-        if let Some(added) = &update.bias_of_b {
-            let shift = self.shift.get_or_insert_with(|| vec![0.0; layer.out]);
-            shift.iter_mut().zip(values(added)).for_each(|(shift, &b)| *shift += scale * b);
-        }
-        if let Some((magnitude, b)) = update.magnitude.as_ref().zip(packed.as_ref()) {
-            // SAFETY: the layer's panels, and A and B as they were just packed.
-            let norms = unsafe { norms(layer, (a, rank), b, kernels) };
-            self.times(values(magnitude), &norms)?;
-        }
-        if is_all {
-            self.panels = packed;
-        }
-        Ok(())
-    }
-
-    /// Multiplies everything so far by a gain, a magnitude over a norm.
-    fn times(&mut self, magnitude: &[f32], norms: &[f32]) -> Result<(), FormError> {
-        let gain = self.gain.get_or_insert_with(|| vec![1.0; magnitude.len()]);
-        for (output, (&magnitude, &norm)) in magnitude.iter().zip(norms).enumerate() {
-            gain[output] *= magnitude / norm;
-            // An infinite norm would make it 0.
-            if !gain[output].is_finite() || !norm.is_finite() {
-                return Err(FormError::NotFinite { output, magnitude, norm, gain: gain[output] });
-            }
-            if let Some(shift) = &mut self.shift {
-                shift[output] *= magnitude / norm;
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts `s B / g` beside what is there, with the gain g so far.
-    fn append_b(&mut self, b: &[f32], rank: usize, scale: f32) -> Result<(), FormError> {
-        self.b.resize(self.layer.out * self.rank, 0.0);
-        let rows = b.chunks_exact(rank.max(1)).zip(self.b.chunks_exact_mut(self.rank.max(1)));
-        for (output, (from, to)) in rows.enumerate() {
-            let gain = self.gain.as_ref().map_or(1.0, |gain| gain[output]);
-            // Where nothing is added, nothing has to be undone.
-            if from.iter().all(|&from| scale * from == 0.0) {
-                continue;
-            }
-            let undo = inverse(output, gain)?;
-            for (to, &from) in to[self.so_far..].iter_mut().zip(from) {
-                *to = scale * from * undo;
-                if (scale * from).is_finite() && !to.is_finite() {
-                    return Err(FormError::Gain { output, gain: gain.to_string() });
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
 impl Update {
-    fn rank(&self) -> usize {
+    pub(super) fn rank(&self) -> usize {
         self.a.shape().first().copied().unwrap_or(0)
     }
 }
@@ -399,20 +304,12 @@ fn check_tensor(part: &'static str, tensor: &Tensor, expected: &[usize]) -> Resu
 }
 
 /// The elements of a tensor that has been checked.
-fn values(tensor: &Tensor) -> &[f32] {
+pub(super) fn values(tensor: &Tensor) -> &[f32] {
     tensor.as_f32().expect("a tensor that has been checked has its floats")
 }
 
-fn inverse(output: usize, gain: f32) -> Result<f32, FormError> {
-    let inverse = gain.recip();
-    if inverse.is_finite() && inverse != 0.0 {
-        return Ok(inverse);
-    }
-    Err(FormError::Gain { output, gain: gain.to_string() })
-}
-
 /// Memory for so many floats.
-fn floats(count: Option<usize>) -> Result<Buffer, FormError> {
+pub(super) fn floats(count: Option<usize>) -> Result<Buffer, FormError> {
     let bytes = count.and_then(|count| count.checked_mul(size_of::<f32>())).unwrap_or(usize::MAX);
     Buffer::zeroed(bytes).ok_or(FormError::OutOfMemory { bytes: bytes as u64 })
 }
@@ -428,7 +325,13 @@ fn copy(vector: &[f32]) -> Result<Buffer, FormError> {
 ///
 /// # Safety
 /// `packed` has room for the packed matrix, and `matrix` as many elements as its extents say.
-unsafe fn pack(packing: Packing, (out, k): (usize, usize), matrix: &[f32], scale: f32, packed: *mut f32) {
+pub(super) unsafe fn pack(
+    packing: Packing,
+    (out, k): (usize, usize),
+    matrix: &[f32],
+    scale: f32,
+    packed: *mut f32,
+) {
     let pack = Pack {
         batch: 1,
         out: out as u64,
@@ -450,7 +353,7 @@ unsafe fn pack(packing: Packing, (out, k): (usize, usize), matrix: &[f32], scale
 /// # Safety
 /// The layer's panels; `a` points to `[rank, k]` packed as rows, and `b` has `s B`; `kernels` are ones that this CPU can
 /// run.
-unsafe fn norms(
+pub(super) unsafe fn norms(
     layer: Layer,
     (a, rank): (*const f32, usize),
     b: &FactorPanels,

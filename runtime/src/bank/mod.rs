@@ -6,6 +6,7 @@
 
 mod adapter;
 mod form;
+mod joint;
 mod order;
 mod rows;
 
