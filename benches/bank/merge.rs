@@ -54,7 +54,7 @@ pub fn measure(whole: bool, shape: Option<&str>, budget: Duration, done: &mut im
     let mut ratios = Vec::new();
     for (inputs, outputs) in shapes {
         let layer = Layer::new(inputs, outputs);
-        let rates = Rates::measure(layer.adaptable.base().context());
+        let rates = Rates::measure(layer.adaptable.base().context()).unwrap();
         for &rank in if whole { &RANKS[..] } else { &RANKS[..1] } {
             let mut section =
                 Section::new(format!("Merged or factored, {inputs}x{outputs}, DoRA of rank {rank}"));

@@ -26,6 +26,19 @@ const SPAN: Duration = Duration::from_millis(80);
 /// A turn takes at least about this long: a clock is coarse.
 const TURN: Duration = Duration::from_micros(200);
 
+/// Why a machine can't be measured.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MeasureError {
+    /// Memory does not suffice.
+    #[error("there is no memory for {what} of {bytes} bytes to measure this machine with")]
+    OutOfMemory {
+        /// What is measured with it.
+        what: &'static str,
+        /// How many.
+        bytes: u64,
+    },
+}
+
 /// The bounds of one thread.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Machine {
@@ -39,22 +52,25 @@ pub struct Machine {
 impl Machine {
     /// Measures both bounds with the kernels of `context`, on the calling thread: about a quarter of a second. Each is the
     /// fastest of many turns, so what else the machine does meanwhile matters little.
-    pub fn measure(context: &Context) -> Machine {
-        let mut stream = Stream::new(STREAM_BYTES);
+    ///
+    /// # Errors
+    /// There is no memory to measure with, which is little more than 64 MiB.
+    pub fn measure(context: &Context) -> Result<Machine, MeasureError> {
+        let mut stream = Stream::try_new(STREAM_BYTES)?;
         let read = fastest(|| stream.read(context));
-        Machine {
-            flops_per_second: ceiling(context),
+        Ok(Machine {
+            flops_per_second: ceiling(context)?,
             bytes_per_second: stream.bytes() as f64 / read.as_secs_f64(),
-        }
+        })
     }
 }
 
 /// Floating-point operations per second of a full tile running out of the first-level cache.
-fn ceiling(context: &Context) -> f64 {
-    let mut tile = Tile::new(context);
+fn ceiling(context: &Context) -> Result<f64, MeasureError> {
+    let mut tile = Tile::try_new(context)?;
     let calls = TURN.as_nanos().div_ceil(fastest_of(3, || tile.run(context)).as_nanos().max(1)) as u32;
     let turn = fastest(|| (0..calls).for_each(|_| tile.run(context)));
-    f64::from(calls) * tile.flops() / turn.as_secs_f64()
+    Ok(f64::from(calls) * tile.flops() / turn.as_secs_f64())
 }
 
 /// One full tile of a product, small enough to run out of the first-level cache.
@@ -70,15 +86,27 @@ pub struct Tile {
 impl Tile {
     /// As many rows as the highest tile of the context's kernels has, a full panel, and as many inputs as there is room
     /// for.
+    ///
+    /// # Panics
+    /// Where [`try_new`](Self::try_new) fails.
     pub fn new(context: &Context) -> Tile {
+        Tile::try_new(context).expect("memory for a tile")
+    }
+
+    /// As [`new`](Self::new).
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn try_new(context: &Context) -> Result<Tile, MeasureError> {
         Tile::of(context.kernels.tile_rows)
     }
 
     /// As many inputs as there is room for beside so many rows.
-    fn of(rows: usize) -> Tile {
+    fn of(rows: usize) -> Result<Tile, MeasureError> {
         let floats = TILE_BYTES / size_of::<f32>();
         let k = (floats - rows * PANEL) / (rows + PANEL) / LANE * LANE;
-        Tile { rows, k, x: Floats::new(rows * k), w: Floats::new(PANEL * k), y: Floats::new(rows * PANEL) }
+        let floats = |count| Floats::new("a tile", count);
+        Ok(Tile { rows, k, x: floats(rows * k)?, w: floats(PANEL * k)?, y: floats(rows * PANEL)? })
     }
 
     /// Its inputs.
@@ -121,9 +149,20 @@ pub struct Stream {
 
 impl Stream {
     /// A buffer of so many bytes, rounded up to whole steps of the read.
+    ///
+    /// # Panics
+    /// Where [`try_new`](Self::try_new) fails.
     pub fn new(bytes: usize) -> Stream {
+        Stream::try_new(bytes).expect("memory to read")
+    }
+
+    /// As [`new`](Self::new).
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn try_new(bytes: usize) -> Result<Stream, MeasureError> {
         let steps = bytes.div_ceil(STREAM_STEP * size_of::<f32>());
-        Stream { floats: Floats::new(steps * STREAM_STEP) }
+        Ok(Stream { floats: Floats::new("a plain read", steps * STREAM_STEP)? })
     }
 
     /// Bytes that one read reads.
@@ -180,13 +219,11 @@ struct Floats {
 }
 
 impl Floats {
-    /// # Panics
-    /// When there is no such memory.
-    fn new(count: usize) -> Floats {
-        let memory = Buffer::zeroed(count * size_of::<f32>()).expect("memory to measure with");
+    fn new(what: &'static str, count: usize) -> Result<Floats, MeasureError> {
+        let memory = memory(what, count.saturating_mul(size_of::<f32>()))?;
         let mut floats = Floats { memory, count };
         floats.as_mut_slice().fill(0.5);
-        floats
+        Ok(floats)
     }
 
     fn as_slice(&self) -> &[f32] {
@@ -198,6 +235,11 @@ impl Floats {
         // SAFETY: as above, and borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.memory.address().cast(), self.count) }
     }
+}
+
+/// Memory from the system, written. `what` is measured with it.
+fn memory(what: &'static str, bytes: usize) -> Result<Buffer, MeasureError> {
+    Buffer::zeroed(bytes).ok_or(MeasureError::OutOfMemory { what, bytes: bytes as u64 })
 }
 
 /// The time of the fastest of as many turns as [`SPAN`] takes, at least one after a warm one.
@@ -218,7 +260,7 @@ fn fastest_of(turns: usize, mut turn: impl FnMut()) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::{LANE, PANEL, Peak, Stream, TILE_BYTES, Tile};
+    use super::{LANE, MeasureError, PANEL, Peak, Stream, TILE_BYTES, Tile};
     use crate::context::{Context, Options};
     use crate::kernels::KernelSet;
     use std::num::NonZeroUsize;
@@ -265,5 +307,17 @@ mod tests {
                 assert_eq!(products, (peak.count * LANE) as f32, "{}", context.kernels.set());
             }
         }
+    }
+
+    /// More than any machine has.
+    #[test]
+    fn memory_that_there_is_none_of_is_an_error() {
+        let refused = |bytes| Stream::try_new(bytes).map(|stream| stream.bytes()).unwrap_err();
+        let bytes = 192 << 54;
+        assert_eq!(refused(bytes), MeasureError::OutOfMemory { what: "a plain read", bytes: bytes as u64 });
+        assert_eq!(
+            refused(usize::MAX).to_string(),
+            "there is no memory for a plain read of 18446744073709551615 bytes to measure this machine with"
+        );
     }
 }

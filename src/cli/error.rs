@@ -13,6 +13,7 @@ use engraft::ir::value::EvalError;
 use engraft::ir::{BuildErrors, DimError, TensorType};
 use engraft::pretrained::sampling::SamplingError;
 use engraft::pretrained::{GenerateError, PretrainedError};
+use engraft::runtime::measure::MeasureError;
 use engraft::runtime::{BankError, CallError, ContextError, LoadError, OrderError, StateError, TensorError};
 use ndarray_npy::WriteNpyError;
 use std::io;
@@ -200,6 +201,9 @@ pub enum CliError {
     /// There are no threads or kernels to run on.
     #[error(transparent)]
     Context(#[from] ContextError),
+    /// The machine cannot be measured.
+    #[error(transparent)]
+    Measure(#[from] MeasureError),
     /// The weights do not fit the model.
     #[error(transparent)]
     Load(#[from] LoadError),

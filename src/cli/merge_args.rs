@@ -96,7 +96,7 @@ impl MergeArgs {
     /// What decides, or would. Measures the machine.
     ///
     /// # Errors
-    /// There is no place to measure in.
+    /// There is no place to measure in, or no memory to measure with.
     pub fn model(&self, calls: &Calls) -> Result<CostModel, CliError> {
         let workload = Workload {
             rows: self.rows_per_call.unwrap_or(calls.rows),
@@ -105,7 +105,7 @@ impl MergeArgs {
             memory: self.merge_memory,
             beside: 0,
         };
-        let rates = Rates::measure(&Context::new(one_thread())?);
+        let rates = Rates::measure(&Context::new(one_thread())?)?;
         Ok(CostModel { rates, workload, dims: calls.dims.clone() })
     }
 }

@@ -61,7 +61,7 @@ impl Profile {
     /// Calls a model again and again, with what it takes from the tensors given and with these adapters.
     ///
     /// # Errors
-    /// A call fails, or a cost is beyond counting.
+    /// A call fails, a cost is beyond counting, or the machine cannot be measured.
     pub fn measure(
         execution: &Execution,
         model: &Model,
@@ -69,7 +69,7 @@ impl Profile {
         repeat: Option<u32>,
     ) -> Result<Self, CliError> {
         let (plan, weights) = (&execution.compiled.plan, execution.weights);
-        let machine = Machine::measure(model.base().context());
+        let machine = Machine::measure(model.base().context())?;
         let of = |profile: Option<&engraft::runtime::Profile>| {
             profile.map_or_else(Vec::new, |profile| profile.steps().iter().map(|step| step.total).collect())
         };

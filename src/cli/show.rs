@@ -84,7 +84,8 @@ impl Show {
     /// Prints.
     ///
     /// # Errors
-    /// The model cannot be read or lowered that far, or the format is not one of the stage's.
+    /// The model cannot be read or lowered that far, the format is not one of the stage's, or
+    /// the machine cannot be measured.
     pub fn run(&self, output: &mut Output) -> Result<(), CliError> {
         let Self { stage, format, .. } = *self;
         if !format.shows(stage) {
@@ -121,7 +122,7 @@ impl Show {
             let known = known().map(ToString::to_string).collect();
             return Err(CliError::UnknownDim { dim: dim.to_string(), known });
         }
-        let machine = Machine::measure(&Context::new(one_thread())?);
+        let machine = Machine::measure(&Context::new(one_thread())?)?;
         output.text(&plan.to_string())?;
         roofline::print(output, &plan, &machine, &calls.dims)?;
         let unmerged = optimized.trace.unmerged().unwrap_or(&optimized.graph);

@@ -5,7 +5,7 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use super::{Floats, TURN, Tile, fastest_of};
+use super::{Floats, MeasureError, TURN, Tile, fastest_of, memory};
 use crate::abi::{Pack, Packing};
 use crate::context::Context;
 use crate::entry::{BLOCK_ROWS, DOT_ROWS};
@@ -71,55 +71,56 @@ impl Rates {
     /// Measures all of them with the kernels of `context`, on the calling thread: about a second. Each is the fastest of
     /// several turns, so what else the machine does meanwhile matters little.
     ///
-    /// # Panics
-    /// When there is no memory to measure with, which is little more than twice the largest working set: 192 MiB.
-    pub fn measure(context: &Context) -> Rates {
-        let tile = |rows| {
-            let mut tile = Tile::of(rows);
-            repeated(|| tile.run(context)) / tile.inputs() as f64
-        };
-        let tile: Vec<_> = (1..=context.kernels.tile_rows).map(tile).collect();
+    /// # Errors
+    /// There is no memory to measure with, which is little more than twice the largest working set: 192 MiB.
+    pub fn measure(context: &Context) -> Result<Rates, MeasureError> {
+        let tile: Vec<_> =
+            (1..=context.kernels.tile_rows).map(|rows| tile(context, rows)).collect::<Result<_, _>>()?;
         let largest = WORKING_SETS[WORKING_SETS.len() - 1] / size_of::<f32>();
         // Before there is a weight: together they would take half as much again.
-        let factors = Floats::new(largest / K * RANK);
-        let packed = WORKING_SETS
-            .map(|bytes| bytes as f64 / repeated(|| drop(black_box(packed(context, &factors, bytes)))));
-        let weight = Floats::new(largest);
+        let factors = Floats::new("low-rank factors", largest / K * RANK)?;
+        let packed =
+            WORKING_SETS.map(|bytes| tried(|| packed(context, &factors, bytes)).map(|s| bytes as f64 / s));
+        let packed = packed.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let weight = Floats::new("a working set", largest)?;
         let highest = context.kernels.tile_rows;
-        let level = |(bytes, packed): (usize, f64)| Level {
-            bytes: bytes as u64,
-            read: PANEL_ROW / read(context, &weight, bytes, 1, 1),
-            apart: [1, highest].map(|rows| read(context, &weight, bytes, rows, APART)),
-            // Of two tiles the other finds the panel near.
-            first: (read(context, &weight, bytes, 2 * highest, APART) - tile[highest - 1])
-                .max(tile[highest - 1]),
-            fresh: bytes as f64 / repeated(|| drop(black_box(fresh(bytes)))),
-            packed,
+        let level = |(bytes, packed): (usize, f64)| {
+            Ok(Level {
+                bytes: bytes as u64,
+                read: PANEL_ROW / read(context, &weight, bytes, 1, 1)?,
+                apart: [
+                    read(context, &weight, bytes, 1, APART)?,
+                    read(context, &weight, bytes, highest, APART)?,
+                ],
+                // Of two tiles the other finds the panel near.
+                first: (read(context, &weight, bytes, 2 * highest, APART)? - tile[highest - 1])
+                    .max(tile[highest - 1]),
+                fresh: bytes as f64 / tried(|| memory("a working set", bytes))?,
+                packed,
+            })
         };
-        let memory = WORKING_SETS.into_iter().zip(packed).map(level).collect();
-        Rates {
+        let memory = WORKING_SETS.into_iter().zip(packed).map(level).collect::<Result<_, _>>()?;
+        Ok(Rates {
             panel: PANEL as u64,
             block: BLOCK_ROWS as u64,
             block_inputs: K_BLOCK as u64,
-            dot: dot(context),
-            merge: merge(context),
+            dot: dot(context)?,
+            merge: merge(context)?,
             memory,
             tile,
-        }
+        })
     }
 }
 
-/// Memory from the system, written. That there is none is told at once, which must not count as the time that taking it needs.
-///
-/// # Panics
-/// When there is no such memory.
-fn fresh(bytes: usize) -> Buffer {
-    Buffer::zeroed(bytes).expect("memory to measure with")
+/// Seconds that a tile of so many rows takes for each input.
+fn tile(context: &Context, rows: usize) -> Result<f64, MeasureError> {
+    let mut tile = Tile::of(rows)?;
+    Ok(repeated(|| tile.run(context)) / tile.inputs() as f64)
 }
 
 /// A product with [`RANK`] inputs, in new memory by rows, and packed into new memory.
-fn packed(context: &Context, factors: &Floats, bytes: usize) -> [Buffer; 2] {
-    let [rows, panels] = [(); 2].map(|()| fresh(bytes));
+fn packed(context: &Context, factors: &Floats, bytes: usize) -> Result<[Buffer; 2], MeasureError> {
+    let (rows, panels) = (memory("a product", bytes)?, memory("a product's panels", bytes)?);
     let out = bytes / size_of::<f32>() / K / LANE * LANE;
     let factors = factors.as_slice().as_ptr();
     for (first, panel) in
@@ -157,14 +158,21 @@ fn packed(context: &Context, factors: &Floats, bytes: usize) -> [Buffer; 2] {
     };
     // SAFETY: both have as many floats, since the outputs are whole lanes.
     unsafe { panels::pack_here(&pack) };
-    [rows, panels]
+    Ok([rows, panels])
 }
 
 /// Seconds for each input of a panel that a product of few rows takes that reads panels of so many bytes together, each so
 /// many further than the one before.
-fn read(context: &Context, weight: &Floats, bytes: usize, rows: usize, stride: usize) -> f64 {
+fn read(
+    context: &Context,
+    weight: &Floats,
+    bytes: usize,
+    rows: usize,
+    stride: usize,
+) -> Result<f64, MeasureError> {
     let panels = bytes / (K * PANEL * size_of::<f32>());
-    let (x, mut y) = (Floats::new(rows * K), Floats::new(rows * PANEL));
+    let floats = |count| Floats::new("rows", count);
+    let (x, mut y) = (floats(rows * K)?, floats(rows * PANEL)?);
     let order = (0..stride).flat_map(|first| (first..panels).step_by(stride));
     let seconds = repeated(|| {
         for panel in order.clone() {
@@ -187,12 +195,13 @@ fn read(context: &Context, weight: &Floats, bytes: usize, rows: usize, stride: u
             unsafe { (context.kernels.product)(black_box(&block)) };
         }
     });
-    seconds / (panels * K) as f64
+    Ok(seconds / (panels * K) as f64)
 }
 
 /// Seconds for each row, input and output of a product with few outputs.
-fn dot(context: &Context) -> f64 {
-    let (x, a, mut h) = (Floats::new(ROWS * K), Floats::new(RANK * row_stride(K)), Floats::new(ROWS * RANK));
+fn dot(context: &Context) -> Result<f64, MeasureError> {
+    let floats = |count| Floats::new("dot products", count);
+    let (x, a, mut h) = (floats(ROWS * K)?, floats(RANK * row_stride(K))?, floats(ROWS * RANK)?);
     let block = DotBlock {
         rows: ROWS,
         k: K,
@@ -204,15 +213,17 @@ fn dot(context: &Context) -> f64 {
     };
     // SAFETY: x is `[ROWS, K]`, a `[RANK, K]` packed as rows, h `[ROWS, RANK]`; the kernels of a context are ones that this
     // CPU can run.
-    repeated(|| unsafe { (context.kernels.dot)(black_box(&block)) }) / (ROWS * K * RANK) as f64
+    let seconds = repeated(|| unsafe { (context.kernels.dot)(black_box(&block)) });
+    Ok(seconds / (ROWS * K * RANK) as f64)
 }
 
 /// Seconds for each input, output and rank of merging, with what it reads and writes near.
-fn merge(context: &Context) -> f64 {
+fn merge(context: &Context) -> Result<f64, MeasureError> {
     // A rank that is high beside what merging does at any rank, and few inputs, so that it runs out of near caches.
     let (k, rank) = (4 * LANE, 64);
-    let (w, a, b) = (Floats::new(k * PANEL), Floats::new(rank * row_stride(k)), Floats::new(rank * PANEL));
-    let mut merged = Floats::new(k * PANEL);
+    let floats = |count| Floats::new("merging", count);
+    let (w, a, b) = (floats(k * PANEL)?, floats(rank * row_stride(k))?, floats(rank * PANEL)?);
+    let mut merged = floats(k * PANEL)?;
     let panel = AdaptedPanel {
         k,
         rank,
@@ -226,7 +237,18 @@ fn merge(context: &Context) -> f64 {
     let block = MergeBlock { panel, gain: std::ptr::null(), merged: merged.as_mut_slice().as_mut_ptr() };
     // SAFETY: w and what is merged are panels `[k, PANEL]`, a is `[rank, k]` packed as rows, b a panel `[rank, PANEL]`; the
     // kernels of a context are ones that this CPU can run.
-    repeated(|| unsafe { (context.kernels.merge)(black_box(&block)) }) / (k * rank * PANEL) as f64
+    let seconds = repeated(|| unsafe { (context.kernels.merge)(black_box(&block)) });
+    Ok(seconds / (k * rank * PANEL) as f64)
+}
+
+/// As [`repeated`], of what takes memory: that there is none is told at once, which is no time of it.
+fn tried<T>(mut run: impl FnMut() -> Result<T, MeasureError>) -> Result<f64, MeasureError> {
+    let mut all = Ok(());
+    let seconds = repeated(|| match run() {
+        Ok(made) => drop(black_box(made)),
+        Err(error) => all = Err(error),
+    });
+    all.map(|()| seconds)
 }
 
 /// The seconds of the fastest of as many runs as [`SPAN`] takes, several at a turn where one is too short for a clock.
@@ -239,7 +261,7 @@ fn repeated(mut run: impl FnMut()) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Level, Rates, WORKING_SETS, fresh};
+    use super::{Level, MeasureError, Rates, WORKING_SETS, memory, tried};
     use crate::context::{Context, Options};
     use std::num::NonZeroUsize;
 
@@ -247,7 +269,7 @@ mod tests {
     #[test]
     fn there_is_a_rate_for_each_height_and_working_set() {
         let context = Context::new(Options { threads: Some(NonZeroUsize::MIN), kernels: None }).unwrap();
-        let rates = Rates::measure(&context);
+        let rates = Rates::measure(&context).unwrap();
         assert_eq!(rates.tile.len(), context.kernels.tile_rows);
         assert_eq!(rates.memory.iter().map(|level| level.bytes as usize).collect::<Vec<_>>(), WORKING_SETS);
         let of_level = |level: &Level| {
@@ -260,8 +282,8 @@ mod tests {
 
     /// More than any machine has.
     #[test]
-    #[should_panic(expected = "memory to measure with")]
     fn memory_that_there_is_none_of_is_not_timed() {
-        drop(fresh(1 << 62));
+        let refused = MeasureError::OutOfMemory { what: "a working set", bytes: 1 << 62 };
+        assert_eq!(tried(|| memory("a working set", 1 << 62)), Err(refused));
     }
 }
