@@ -97,7 +97,7 @@ pub fn optimize(graph: &Graph, options: &Options) -> Result<Optimized, CompileEr
     if !optimize && merge.is_never() {
         return Ok(pipeline::run(graph, &[])?);
     }
-    Ok(pipeline::optimize(graph, pipeline::Options { merge: merge.clone() })?)
+    Ok(pipeline::optimize(graph, &pipeline::Options { merge: merge.clone() })?)
 }
 
 /// The plan of a graph as it stands, verified, and in debug builds also [checked](check::check_all).

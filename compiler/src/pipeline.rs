@@ -61,7 +61,7 @@ fn list(errors: &[VerifyError]) -> String {
 /// Constants are folded before canonical forms are sought, since a folded scalar makes a `scale`; equal values are
 /// shared before fusion, which asks who else uses a value; LoRA is fused before DoRA, which contains it; staging
 /// comes last, when what is left is what will run.
-pub fn default_passes() -> Vec<Pass> {
+pub fn default_passes() -> Vec<Pass<'static>> {
     vec![
         dead_code::PASS,
         constant_fold::PASS,
@@ -74,11 +74,11 @@ pub fn default_passes() -> Vec<Pass> {
 }
 
 /// The passes for these options: [`default_passes`], with `merge` before `stage` if it is asked for.
-pub fn passes(options: &Options) -> Vec<Pass> {
-    let mut list = default_passes();
+pub fn passes(options: &Options) -> Vec<Pass<'_>> {
+    let mut list: Vec<Pass<'_>> = default_passes();
     if !options.merge.is_never() {
         let before_stage = list.iter().position(|pass| pass.name == stage::PASS.name).unwrap_or(list.len());
-        list.insert(before_stage, merge::PASS);
+        list.insert(before_stage, merge::pass(&options.merge));
     }
     list
 }
@@ -96,32 +96,27 @@ pub fn passes(options: &Options) -> Vec<Pass> {
 /// let m = g.param("magnitude", F32, dims![40]).adapter();
 /// let direction = (w + Tensor::lora_delta(a, b, 2.0)).normalize(1);
 /// g.output("y", x.dense(direction.magnitude(m, 0), None).named("fc"));
-/// let optimized = optimize(&g.finish()?, Options::default())?;
+/// let optimized = optimize(&g.finish()?, &Options::default())?;
 /// assert_eq!(optimized.graph.op_counts()["dora"], 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors
 /// [`PipelineError`]: the graph is broken, or what the options ask for cannot be done.
-pub fn optimize(graph: &Graph, options: Options) -> Result<Optimized, PipelineError> {
-    run_with(graph, &passes(&options), options)
+pub fn optimize(graph: &Graph, options: &Options) -> Result<Optimized, PipelineError> {
+    run(graph, &passes(options))
 }
 
-/// Runs these passes, in this order, with the default options.
+/// Runs these passes, in this order.
 ///
 /// # Errors
 /// As [`optimize`].
-pub fn run(graph: &Graph, passes: &[Pass]) -> Result<Optimized, PipelineError> {
-    run_with(graph, passes, Options::default())
-}
-
-fn run_with(graph: &Graph, passes: &[Pass], options: Options) -> Result<Optimized, PipelineError> {
+pub fn run(graph: &Graph, passes: &[Pass<'_>]) -> Result<Optimized, PipelineError> {
     verify(graph).map_err(|errors| PipelineError::Input { errors })?;
     let mut current = Arc::new(graph.clone());
     let mut trace = Trace::default();
-    let merging = Arc::new(options.merge);
     for pass in passes {
-        let passes::Outcome { graph, events } = Editor::apply(pass, &current, &merging)
+        let passes::Outcome { graph, events } = Editor::apply(pass, &current)
             .map_err(|source| PipelineError::Pass { pass: pass.name, source: Box::new(source) })?;
         verify(&graph).map_err(|errors| PipelineError::Verify { pass: pass.name, errors })?;
         let after = Arc::new(graph);

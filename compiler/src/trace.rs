@@ -185,7 +185,7 @@ impl Trace {
 
     /// The graph in which adapted layers are recognised and none is merged; none where no pass ran.
     pub fn unmerged(&self) -> Option<&Graph> {
-        let merge = self.passes.iter().find(|pass| pass.pass == crate::passes::merge::PASS.name);
+        let merge = self.passes.iter().find(|pass| pass.pass == crate::passes::merge::NAME);
         merge.map(|pass| &*pass.before).or_else(|| self.passes.last().map(|pass| &*pass.after))
     }
 

@@ -23,7 +23,7 @@ fn graph(body: impl for<'g> Fn(&'g GraphBuilder, Tensor<'g>) -> Tensor<'g>) -> G
 
 /// The graph after the pipeline, which means the same.
 fn optimized(graph: &Graph) -> Optimized {
-    let optimized = optimize(graph, Options::default()).unwrap();
+    let optimized = optimize(graph, &Options::default()).unwrap();
     let difference = engraft_compiler::check::compare(graph, &optimized.graph, &Bindings::new(), 7).unwrap();
     assert!(difference < 1e-9, "{difference}");
     optimized

@@ -47,7 +47,7 @@ fn missing_scale(editor: &mut Editor) -> Result<(), PassError> {
 /// The checks of the default passes with a wrong one in the given place.
 fn checks(at: usize, wrong: fn(&mut Editor) -> Result<(), PassError>) -> Vec<PassCheck> {
     let mut passes = default_passes();
-    passes.insert(at, Pass { name: "wrong", summary: "break the graph", run: wrong });
+    passes.insert(at, Pass { name: "wrong", summary: "break the graph", run: &wrong });
     let optimized = run(&graph(), &passes).unwrap();
     check_trace(&optimized.trace, &Bindings::new(), 1).unwrap()
 }
@@ -86,7 +86,7 @@ fn a_pass_that_breaks_the_graph_is_named() {
         let new = editor.add("wrong", Constant::scalar(F32, 1.0), &[])?;
         Ok(editor.replace("wrong", id, new, Vec::new())?)
     }
-    let wrong = Pass { name: "mistyped", summary: "break the graph", run: mistyped };
+    let wrong = Pass { name: "mistyped", summary: "break the graph", run: &mistyped };
     let error = run(&graph(), &[wrong]).unwrap_err();
     assert!(matches!(error, PipelineError::Pass { pass: "mistyped", .. }), "{error}");
 }

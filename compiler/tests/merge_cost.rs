@@ -224,7 +224,7 @@ fn layers() -> Graph {
         let c = x.lora(w, a, b, None, 2.0);
         c.normalize_with(-1, 1e-8, engraft_ir::ops::EpsilonAt::Inside).magnitude(m, -1).named("third")
     });
-    pipeline::optimize(&graph, pipeline::Options::default()).unwrap().graph
+    pipeline::optimize(&graph, &pipeline::Options::default()).unwrap().graph
 }
 
 fn written(body: impl for<'g> Fn(&'g GraphBuilder, Tensor<'g>) -> Tensor<'g>) -> Graph {
@@ -313,7 +313,7 @@ fn a_graph_of_which_some_layers_are_merged_means_the_same() {
 fn what_is_asked_for_and_cannot_be_is_an_error_and_otherwise_stays_with_the_reason() {
     let graph = layers();
     let output = MergeError::OutputDora { node: "third".to_owned() };
-    let ask = |graph: &Graph, merge: Merging| pipeline::optimize(graph, pipeline::Options { merge });
+    let ask = |graph: &Graph, merge: Merging| pipeline::optimize(graph, &pipeline::Options { merge });
     let refused = |graph: &Graph, merge: Merging, expected: &MergeError| {
         let source = Box::new(PassError::Merge(expected.clone()));
         assert_eq!(ask(graph, merge).unwrap_err(), PipelineError::Pass { pass: "merge", source });

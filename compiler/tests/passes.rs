@@ -208,7 +208,7 @@ fn adapters_are_merged() {
         [(|l| dora(&l), 1), (|l| l.x.lora(l.w, l.a, l.b, Some(l.bias), SCALE), 0)];
     for (write, magnitudes) in rows {
         let optimized =
-            optimize(&layer(shapes()[1].clone(), write), Options { merge: Merging::ALWAYS }).unwrap();
+            optimize(&layer(shapes()[1].clone(), write), &Options { merge: Merging::ALWAYS }).unwrap();
         let found = ops(&optimized.graph);
         assert_eq!((found["dense"], found["lora_delta"], found["add"]), (1, 1, 1));
         assert_eq!(found.get("magnitude").copied().unwrap_or(0), magnitudes);
@@ -229,7 +229,7 @@ fn what_cannot_be_merged_is_an_error() {
         (output, MergeError::OutputDora { node: "fc".to_owned() }),
         (live, MergeError::Live { node: "fc".to_owned(), operand: "a", name: "lora_A".to_owned() }),
     ] {
-        let error = optimize(&graph, Options { merge: Merging::ALWAYS }).unwrap_err();
+        let error = optimize(&graph, &Options { merge: Merging::ALWAYS }).unwrap_err();
         let source = Box::new(PassError::Merge(expected));
         assert_eq!(error, PipelineError::Pass { pass: "merge", source });
     }

@@ -388,7 +388,7 @@ mod tests {
 
     #[test]
     fn a_wrong_pass_is_named() {
-        let findings = findings(&[Pass { name: "wrong", summary: "break the graph", run: wrong }], &graph());
+        let findings = findings(&[Pass { name: "wrong", summary: "break the graph", run: &wrong }], &graph());
         let error = findings.verdict().unwrap_err().to_string();
         assert!(error.starts_with("the graphs before and after the pass wrong differ by"), "{error}");
     }

@@ -10,7 +10,8 @@ use engraft_ir::ops::{
 use engraft_ir::{Dim, GraphError, NodeId, Op};
 
 /// The pass.
-pub const PASS: Pass = Pass { name: "canonicalize", summary: "write the same thing in one way", run };
+pub const PASS: Pass<'static> =
+    Pass { name: "canonicalize", summary: "write the same thing in one way", run: &run };
 
 const RULES: &[Rule] = &[
     Rule { name: "scale_chain", apply: scale_chain },

@@ -13,8 +13,8 @@ use engraft_ir::{Bindings, DType, NodeId, Op, Stage};
 use std::collections::BTreeMap;
 
 /// The pass.
-pub const PASS: Pass =
-    Pass { name: "constant_fold", summary: "compute what the graph alone determines", run };
+pub const PASS: Pass<'static> =
+    Pass { name: "constant_fold", summary: "compute what the graph alone determines", run: &run };
 
 const RULE: &str = "constant";
 

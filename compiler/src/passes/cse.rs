@@ -7,7 +7,7 @@ use engraft_ir::{NodeId, Op};
 use std::collections::BTreeMap;
 
 /// The pass.
-pub const PASS: Pass = Pass { name: "cse", summary: "compute equal expressions once", run };
+pub const PASS: Pass<'static> = Pass { name: "cse", summary: "compute equal expressions once", run: &run };
 
 fn run(editor: &mut Editor) -> Result<(), PassError> {
     // Operands before users, so that equal operands are one node already when their users are compared.

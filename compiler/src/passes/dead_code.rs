@@ -3,7 +3,7 @@
 use super::{Editor, Pass, PassError};
 
 /// The pass.
-pub const PASS: Pass = Pass { name: "dead_code", summary: "remove what no output needs", run };
+pub const PASS: Pass<'static> = Pass { name: "dead_code", summary: "remove what no output needs", run: &run };
 
 #[expect(clippy::unnecessary_wraps, reason = "the signature of a pass")]
 fn run(editor: &mut Editor) -> Result<(), PassError> {

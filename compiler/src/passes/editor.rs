@@ -2,11 +2,10 @@
 //! rewrite. It knows nothing about patterns.
 
 use super::{Pass, PassError};
-use crate::merging::{Decision, Merging};
+use crate::merging::Decision;
 use crate::trace::{Event, Reason, Refusal, Rewrite, Staged};
 use engraft_ir::{Graph, GraphError, NodeId, Op, Stage, Stages, text};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 /// A graph being edited by a pass.
 ///
@@ -22,8 +21,6 @@ pub struct Editor {
     /// Nodes added since the last rewrite was written down.
     added: Vec<NodeId>,
     events: Vec<Event>,
-    /// What is asked of the pass that merges.
-    merging: Arc<Merging>,
 }
 
 /// What a pass made.
@@ -36,11 +33,11 @@ pub struct Outcome {
 }
 
 impl Editor {
-    /// Runs a pass on a copy of a graph, with what is asked of the pass that merges.
+    /// Runs a pass on a copy of a graph.
     ///
     /// # Errors
     /// The pass's own.
-    pub fn apply(pass: &Pass, graph: &Graph, merging: &Arc<Merging>) -> Result<Outcome, PassError> {
+    pub fn apply(pass: &Pass<'_>, graph: &Graph) -> Result<Outcome, PassError> {
         let mut editor = Self {
             graph: graph.clone(),
             inferred: Stages::of(graph),
@@ -48,9 +45,8 @@ impl Editor {
             retired: BTreeSet::new(),
             added: Vec::new(),
             events: Vec::new(),
-            merging: Arc::clone(merging),
         };
-        (pass.run)(&mut editor)?;
+        pass.run.run(&mut editor)?;
         editor.graph.prune();
         Ok(Outcome { graph: editor.graph, events: editor.events })
     }
@@ -195,11 +191,6 @@ impl Editor {
     /// Writes down that a value is kept for a later stage.
     pub(super) fn staged(&mut self, staged: Staged) {
         self.events.push(Event::Staged(staged));
-    }
-
-    /// Which adapters are to be merged.
-    pub(super) fn merging(&self) -> &Merging {
-        &self.merging
     }
 
     /// Writes down whether a layer is merged.

@@ -24,8 +24,8 @@ use engraft_ir::{NodeId, Op};
 use std::collections::BTreeSet;
 
 /// The pass.
-pub const PASS: Pass =
-    Pass { name: "fuse_dora", summary: "join layers with their update and their gain", run };
+pub const PASS: Pass<'static> =
+    Pass { name: "fuse_dora", summary: "join layers with their update and their gain", run: &run };
 
 const WEIGHT_FORM: &str = "dora";
 const OUTPUT_FORM: &str = "output_dora";

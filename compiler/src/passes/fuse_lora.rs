@@ -22,7 +22,8 @@ use engraft_ir::{NodeId, Op};
 use std::collections::BTreeSet;
 
 /// The pass.
-pub const PASS: Pass = Pass { name: "fuse_lora", summary: "join low-rank updates with their layers", run };
+pub const PASS: Pass<'static> =
+    Pass { name: "fuse_lora", summary: "join low-rank updates with their layers", run: &run };
 
 fn run(editor: &mut Editor) -> Result<(), PassError> {
     for _ in 0..MAX_ROUNDS {

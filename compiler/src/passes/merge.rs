@@ -2,15 +2,20 @@
 //! Not in the default list, since it takes a weight of its own for every adapter; `Options::merge` asks for it, for all
 //! layers or some. What cannot be merged though it is asked for is an error; where the cost decides, it stays as it is.
 
-use super::{Editor, Pass, PassError};
-use crate::merging::survey;
+use super::{Editor, Pass, PassError, Run};
+use crate::merging::{Merging, survey};
 use engraft_ir::ops::{Binary, Dense, Dora, Lora, LoraDelta, Magnitude};
 use engraft_ir::{NodeId, Op};
 use std::collections::BTreeSet;
 use thiserror::Error;
 
-/// The pass.
-pub const PASS: Pass = Pass { name: "merge", summary: "put each adapter into its layer's weight", run };
+/// The pass's name.
+pub const NAME: &str = "merge";
+
+/// The pass, with what is asked of it.
+pub fn pass(merging: &Merging) -> Pass<'_> {
+    Pass { name: NAME, summary: "put each adapter into its layer's weight", run: merging }
+}
 
 /// Why an adapter cannot be merged, or is not known to be worth it.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -62,24 +67,26 @@ fn list(names: &[String]) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
-fn run(editor: &mut Editor) -> Result<(), PassError> {
-    let decisions = survey(editor.graph(), editor.merging(), None)?;
-    let merged: BTreeSet<_> = decisions.iter().filter(|d| d.merged).map(|d| d.layer.clone()).collect();
-    for decision in decisions {
-        editor.decided(decision);
-    }
-    for id in editor.order() {
-        let node = editor.graph().node(id);
-        if !merged.contains(node.name()) {
-            continue;
+impl Run for Merging {
+    fn run(&self, editor: &mut Editor) -> Result<(), PassError> {
+        let decisions = survey(editor.graph(), self, None)?;
+        let merged: BTreeSet<_> = decisions.iter().filter(|d| d.merged).map(|d| d.layer.clone()).collect();
+        for decision in decisions {
+            editor.decided(decision);
         }
-        match *node.op() {
-            Op::Dora(Dora { scale }) => merge(editor, id, scale, Some(Dora::GAIN), Dora::BIAS)?,
-            Op::Lora(Lora { scale }) => merge(editor, id, scale, None, Lora::BIAS)?,
-            _ => {}
+        for id in editor.order() {
+            let node = editor.graph().node(id);
+            if !merged.contains(node.name()) {
+                continue;
+            }
+            match *node.op() {
+                Op::Dora(Dora { scale }) => merge(editor, id, scale, Some(Dora::GAIN), Dora::BIAS)?,
+                Op::Lora(Lora { scale }) => merge(editor, id, scale, None, Lora::BIAS)?,
+                _ => {}
+            }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// `W' = gain[:, None] (W + s B A)`, with x, W, A and B in the slots that `lora` and `dora` share.

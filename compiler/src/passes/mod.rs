@@ -23,14 +23,29 @@ use engraft_ir::value::EvalError;
 use thiserror::Error;
 
 /// A step of the pipeline.
-#[derive(Clone, Copy, Debug)]
-pub struct Pass {
+#[derive(Clone, Copy)]
+pub struct Pass<'a> {
     /// The name, unique in a pipeline.
     pub name: &'static str,
     /// What the pass is for, in a few words.
     pub summary: &'static str,
     /// What it does.
-    pub run: fn(&mut Editor) -> Result<(), PassError>,
+    pub run: &'a dyn Run,
+}
+
+/// What a pass does: a function, or what is asked of a pass that can be asked for different things.
+pub trait Run {
+    /// Edits a graph.
+    ///
+    /// # Errors
+    /// The graph cannot be edited so.
+    fn run(&self, editor: &mut Editor) -> Result<(), PassError>;
+}
+
+impl<F: Fn(&mut Editor) -> Result<(), PassError>> Run for F {
+    fn run(&self, editor: &mut Editor) -> Result<(), PassError> {
+        self(editor)
+    }
 }
 
 /// Whether compiled code, which computes in f32, can multiply by a number that a pass has computed: by itself it must

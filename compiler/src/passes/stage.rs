@@ -8,7 +8,8 @@ use engraft_ir::ops::{Binary, Magnitude};
 use engraft_ir::{GraphError, NodeId, Op};
 
 /// The pass.
-pub const PASS: Pass = Pass { name: "stage", summary: "compute each value as early as it can be", run };
+pub const PASS: Pass<'static> =
+    Pass { name: "stage", summary: "compute each value as early as it can be", run: &run };
 
 const RULES: &[Rule] = &[
     Rule { name: "gains", apply: gains },

@@ -92,7 +92,7 @@ pub fn shapes() -> [Shape; 2] {
 }
 
 pub fn optimized(graph: &Graph) -> Optimized {
-    optimize(graph, Options::default()).unwrap()
+    optimize(graph, &Options::default()).unwrap()
 }
 
 /// Checks that each pass kept the meaning, for batches of 1 and 3.
