@@ -3,6 +3,7 @@
 use super::error::CliError;
 use clap::Args;
 use engraft::import::peft::PeftAdapter;
+use engraft::pretrained::AdapterBank;
 use engraft::runtime::{AdapterWeights, in_order};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -100,6 +101,17 @@ impl AdapterRows {
             taken(row, joint)?;
         }
         Ok(())
+    }
+
+    /// Loads everything that a row has into a bank.
+    ///
+    /// # Errors
+    /// One does not fit, or they cannot follow each other.
+    pub fn load(&self, bank: &AdapterBank) -> Result<(), CliError> {
+        self.each(
+            |path, adapter| Ok(bank.updates(path, adapter)?),
+            |name, weights| Ok(bank.load_updates(name, weights)?),
+        )
     }
 
     /// Requires one line for each of so many rows.

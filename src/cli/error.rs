@@ -14,7 +14,7 @@ use engraft::ir::{BuildErrors, DimError, TensorType};
 use engraft::pretrained::sampling::SamplingError;
 use engraft::pretrained::{GenerateError, PretrainedError};
 use engraft::runtime::measure::MeasureError;
-use engraft::runtime::{BankError, CallError, ContextError, LoadError, OrderError, StateError, TensorError};
+use engraft::runtime::{CallError, ContextError, LoadError, OrderError, StateError, TensorError};
 use ndarray_npy::WriteNpyError;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -195,9 +195,6 @@ pub enum CliError {
         /// Why.
         source: Box<AttachError>,
     },
-    /// The bank does not do what it is asked to.
-    #[error(transparent)]
-    Bank(#[from] BankError),
     /// There are no threads or kernels to run on.
     #[error(transparent)]
     Context(#[from] ContextError),

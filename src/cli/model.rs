@@ -5,15 +5,15 @@ use super::adapter_args::{AdapterArgs, AdapterRows, Adapters};
 use super::error::{CliError, Sought};
 use super::merge_args::Calls;
 use clap::Args;
-use engraft::compiler::merging::{parameters, survey};
+use engraft::compiler::merging::survey;
 use engraft::compiler::{CompileError, CostModel, Decision, Merging};
 use engraft::import::models::{Architecture, GraphOptions};
-use engraft::import::peft::{AttachError, PeftAdapter, adaptable, attach, updates};
+use engraft::import::peft::{AttachError, PeftAdapter, adaptable, attach};
 use engraft::import::safetensors::read_weights;
 use engraft::ir::ops::Input;
 use engraft::ir::{Bindings, Graph, MAX_BYTES, Op, json, text};
-use engraft::pretrained::{Assembled, Pretrained, PretrainedError};
-use engraft::runtime::{AdapterWeights, Bank, Base, Rows, Weights};
+use engraft::pretrained::{AdapterBank, Assembled, BankLayers, Pretrained};
+use engraft::runtime::{Base, Rows, Weights};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -129,29 +129,14 @@ impl Model {
     /// One does not fit.
     pub fn adapters_on(&self, base: &Base, merging: &Merging) -> Result<Rows, CliError> {
         let Some(rows) = &self.rows else { return Ok(Rows::default()) };
-        self.check_names(merging)?;
-        let (bank, bytes, mut taken) = (Bank::new(base.clone()), parameters(&self.graph), 0);
-        rows.each(
-            |path, adapter| self.updates(path, adapter),
-            |name, mut weights| {
-                merging.mark(&mut weights, None, bytes, taken);
-                bank.load(name, &weights)?;
-                taken += bank.get(name)?.merged_bytes() as u64;
-                Ok(())
-            },
-        )?;
+        let bank = AdapterBank::new(self.bank_layers(merging)?, base.clone());
+        rows.load(&bank)?;
         Ok(bank.rows(&rows.rows)?)
     }
 
-    /// What an adapter of a row does to each layer.
-    fn updates(&self, path: &Path, adapter: &PeftAdapter) -> Result<AdapterWeights, CliError> {
-        let fitted = self.architecture.as_ref().map(|architecture| architecture.fit_adapter(adapter));
-        let fitted = fitted
-            .transpose()
-            .map_err(|source| PretrainedError::Tensors { path: path.to_owned(), source })?;
-        let adapter = fitted.as_ref().map_or(adapter, |(adapter, _)| adapter);
-        updates(&self.graph, adapter)
-            .map_err(|source| CliError::Attach { path: path.to_owned(), source: Box::new(source) })
+    /// The layers that rows have adapters on.
+    fn bank_layers(&self, merging: &Merging) -> Result<BankLayers, CliError> {
+        Ok(BankLayers::new(&self.graph, self.architecture.clone(), merging.clone())?)
     }
 
     /// What a call of the model is like, as far as a command line tells, with these extents: layers that rows have adapters on
@@ -197,13 +182,13 @@ impl Model {
             let model = merging.model().is_none().then(model).transpose()?;
             return Ok(survey(unmerged, merging, model.as_ref()).map_err(CompileError::from)?);
         };
-        self.check_names(merging)?;
+        let layers = self.bank_layers(merging)?;
         let model = merging.model().is_none().then(model).transpose()?;
-        let (bytes, mut taken, mut all) = (parameters(&self.graph), 0, Vec::new());
+        let (mut taken, mut all) = (0, Vec::new());
         rows.each(
-            |path, adapter| self.updates(path, adapter),
+            |path, adapter| Ok(layers.updates(path, adapter)?),
             |name, mut weights| {
-                for decision in merging.mark(&mut weights, model.as_ref(), bytes, taken) {
+                for decision in layers.decide(&mut weights, model.as_ref(), taken) {
                     let estimate = decision.estimate.filter(|_| decision.merged);
                     taken += estimate.map_or(0, |estimate| estimate.bytes);
                     all.push(Decision { layer: format!("{name}: {}", decision.layer), ..decision });
@@ -212,16 +197,6 @@ impl Model {
             },
         )?;
         Ok(all)
-    }
-
-    /// Requires that a layer that the command line names is one that rows have adapters on.
-    fn check_names(&self, merging: &Merging) -> Result<(), CliError> {
-        let graph = &self.graph;
-        let modules = graph.order().into_iter().filter_map(|id| match graph.node(id).op() {
-            Op::Adaptable(op) => Some(op.module.as_str()),
-            _ => None,
-        });
-        Ok(merging.check_names(modules).map_err(CompileError::from)?)
     }
 
     /// The weights of a file, and those that came with the model, which take the place of the file's of the same name.

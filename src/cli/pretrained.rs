@@ -50,11 +50,7 @@ impl PretrainedArgs {
         let options = CompileOptions { merge, bank: rows.is_some(), ..*options };
         let model = model.compile(options)?;
         if let Some(rows) = &rows {
-            let bank = model.bank()?;
-            rows.each(
-                |path, adapter| Ok(bank.updates(path, adapter)?),
-                |name, weights| Ok(bank.load_updates(name, weights)?),
-            )?;
+            rows.load(model.bank()?)?;
         }
         Ok(Ready { model, rows })
     }

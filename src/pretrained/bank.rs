@@ -1,45 +1,25 @@
 //! Adapters that PEFT saved, by name on one compiled model: loaded, replaced and removed while calls run.
 
-use super::PretrainedError;
-use crate::import::models::Architecture;
-use crate::import::peft::{AdaptableLayers, PeftAdapter};
+use super::{BankLayers, PretrainedError};
+use crate::import::peft::PeftAdapter;
 use crate::runtime::{Adapter, AdapterWeights, Bank, Base, Rows};
-use crate::{CompileError, Merging};
-use engraft_compiler::merging::{Decision, parameters};
-use engraft_ir::Graph;
+use engraft_compiler::merging::Decision;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A [`Bank`] that reads directories as PEFT lays them out. Shared by reference: every method may be called from any thread
 /// while calls run, and nothing is ever compiled.
 pub struct AdapterBank {
-    architecture: Architecture,
-    layers: AdaptableLayers,
+    layers: BankLayers,
     bank: Bank,
-    merging: Merging,
-    /// The bytes of the base's weights.
-    base_bytes: u64,
     /// Held while an adapter is decided of and loaded, where merged weights may take so much memory only.
     deciding: Mutex<()>,
 }
 
 impl AdapterBank {
-    pub(super) fn new(
-        architecture: Architecture,
-        graph: &Graph,
-        base: Base,
-        merging: Merging,
-    ) -> Result<Self, PretrainedError> {
-        let modules = base.program().spec().adaptable.iter().map(|layer| layer.module.as_str());
-        merging.check_names(modules).map_err(CompileError::from)?;
-        Ok(Self {
-            architecture,
-            layers: AdaptableLayers::new(graph),
-            bank: Bank::new(base),
-            merging,
-            base_bytes: parameters(graph),
-            deciding: Mutex::new(()),
-        })
+    /// An empty one on a base that was compiled from the graph that the layers are of.
+    pub fn new(layers: BankLayers, base: Base) -> Self {
+        Self { layers, bank: Bank::new(base), deciding: Mutex::new(()) }
     }
 
     /// Loads the adapter in a directory under a new name.
@@ -108,12 +88,7 @@ impl AdapterBank {
     /// # Errors
     /// It does not fit.
     pub fn updates(&self, path: &Path, adapter: &PeftAdapter) -> Result<AdapterWeights, PretrainedError> {
-        let fitted = self.architecture.fit_adapter(adapter);
-        let (adapter, _) =
-            fitted.map_err(|source| PretrainedError::Tensors { path: path.to_owned(), source })?;
-        self.layers
-            .updates(&adapter)
-            .map_err(|source| PretrainedError::Attach { path: path.to_owned(), source: Box::new(source) })
+        self.layers.updates(path, adapter)
     }
 
     /// Decides for each layer whether it is merged, as the option [`merge`](super::CompileOptions::merge) says, and says so in the
@@ -124,13 +99,12 @@ impl AdapterBank {
     pub fn decide(&self, weights: &mut AdapterWeights, replaced: Option<&str>) -> Vec<Decision> {
         let others = self.bank.list().into_iter().filter(|(name, _)| Some(name.as_str()) != replaced);
         let taken = others.map(|(_, adapter)| adapter.merged_bytes() as u64).sum();
-        self.merging.mark(weights, None, self.base_bytes, taken)
+        self.layers.decide(weights, None, taken)
     }
 
     /// Two that are loaded at once may not both take the same memory.
     fn deciding(&self) -> Option<std::sync::MutexGuard<'_, ()>> {
-        let is_limited = self.merging.model().is_some_and(|model| model.workload.memory.is_some());
-        is_limited.then(|| self.deciding.lock().unwrap_or_else(PoisonError::into_inner))
+        self.layers.is_limited().then(|| self.deciding.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The bank itself.

@@ -1,7 +1,7 @@
 //! A pretrained model compiled and loaded: what can be called, from any number of threads. Knows nothing about texts.
 
 use super::base::Assembled;
-use super::{AdapterBank, Embedder, Generator, Pretrained, PretrainedError};
+use super::{AdapterBank, BankLayers, Embedder, Generator, Pretrained, PretrainedError};
 use crate::import::models::{Architecture, GraphOptions, Kind, Logits};
 use crate::import::peft::AttachReport;
 use crate::runtime::{self, Context, Model, Rows, Session, Tensor, Weights};
@@ -46,9 +46,9 @@ impl CompiledModel {
         drop(base);
         pretrained.forget_weights();
         let model = loaded.load_adapter(&adapter)?;
-        let architecture = || pretrained.architecture().clone();
-        let bank = bank.then(|| AdapterBank::new(architecture(), &graph, model.base().clone(), of_bank));
-        let bank = bank.transpose()?;
+        let layers = || BankLayers::new(&graph, Some(pretrained.architecture().clone()), of_bank);
+        let bank = bank.then(layers).transpose()?;
+        let bank = bank.map(|layers| AdapterBank::new(layers, model.base().clone()));
         Ok(Self { pretrained, options, report, compiled, model, bank })
     }
 

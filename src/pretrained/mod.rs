@@ -16,6 +16,7 @@ mod compiled;
 mod embedder;
 mod error;
 mod generator;
+mod layers;
 pub mod sampling;
 
 pub use bank::AdapterBank;
@@ -24,3 +25,4 @@ pub use compiled::{CompileOptions, CompiledModel};
 pub use embedder::{Embedder, MAX_TOKENS};
 pub use error::PretrainedError;
 pub use generator::{End, GenerateError, Generation, Generator, Prompt};
+pub use layers::BankLayers;

@@ -89,6 +89,11 @@ impl AdaptableLayers {
         Self { prepared, modules }
     }
 
+    /// The names of the modules that they are, in alphabetical order.
+    pub fn modules(&self) -> impl Iterator<Item = &str> + Clone {
+        self.modules.iter().map(String::as_str)
+    }
+
     /// Whether a module is adaptable wherever it is used.
     fn is_adaptable(&self, module: &Module) -> bool {
         let graph = &self.prepared.graph;
