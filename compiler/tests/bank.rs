@@ -6,7 +6,8 @@
     reason = "a test may panic; the letters are the formula's"
 )]
 
-use engraft_compiler::{Options, compile};
+use engraft_compiler::plan::kernel::Kernel;
+use engraft_compiler::{Merging, Options, compile};
 use engraft_ir::DType::F32;
 use engraft_ir::{Graph, GraphBuilder, dims};
 use engraft_runtime::{
@@ -369,6 +370,52 @@ fn an_adaptable_weight_must_be_the_bases() {
         "`fc` is adaptable as `fc`, but its weight `w` is known at stage adapter, expected base: adapters are loaded onto \
          the base's weight"
     );
+}
+
+/// A layer of a graph and one of a bank are merged in the same way, to the last bit.
+#[test]
+fn a_graph_and_a_bank_merge_alike() {
+    for (out, k, rank, dora) in [(50, 20, 3, true), (48, 33, 1, true), (7, 64, 5, false)] {
+        let mut numbers = Numbers(out as u32);
+        let (w, a, b) = (numbers.tensor(&[out, k]), numbers.tensor(&[rank, k]), numbers.tensor(&[out, rank]));
+        let mut update = Update { a, b, scale: 0.5, magnitude: None, bias_of_b: None };
+        if dora {
+            update.magnitude = Some(numbers.magnitude(&norms(&reals(&w), &update, (out, k))));
+        }
+        let x = numbers.tensor(&[9, 4, k]);
+        let base = Weights::from_iter([("w", Arc::clone(&w))]);
+
+        let g = GraphBuilder::new("layer");
+        let [tw, ta, tb] = [("w", [out, k]), ("a", [rank, k]), ("b", [out, rank])]
+            .map(|(name, [rows, columns])| g.param(name, F32, dims![rows, columns]));
+        let delta = engraft_ir::Tensor::lora_delta(ta.adapter(), tb.adapter(), 0.5);
+        let weight = if dora {
+            (tw + delta).normalize(1).magnitude(g.param("m", F32, dims![out]).adapter(), 0)
+        } else {
+            tw + delta
+        };
+        g.output("y", g.input("x", F32, dims!["items", "rows", k]).dense(weight, None));
+        let options = Options { merge: Merging::ALWAYS, ..Options::default() };
+        let compiled = compile(&g.finish().unwrap(), &options).unwrap();
+        assert!(compiled.plan.steps.iter().any(|step| matches!(step.kernel, Kernel::Merge(_))));
+        let mut adapter = Weights::from_iter([("a", Arc::clone(&update.a)), ("b", Arc::clone(&update.b))]);
+        if let Some(m) = &update.magnitude {
+            adapter.insert("m", Arc::clone(m));
+        }
+        let context = Context::new(engraft_runtime::Options::default()).unwrap();
+        let model = compiled.program.load_base(&base, context).unwrap().load_adapter(&adapter).unwrap();
+        let of_graph = model.session().run(&[("x", &*x)]).unwrap();
+
+        let (base, model) = load(&layer(out, k, false), &base, 1);
+        let bank = Bank::new(base);
+        let merged = LayerWeights { updates: vec![update], merge: true, ..LayerWeights::default() };
+        bank.load("a", &AdapterWeights::from([("fc".to_owned(), merged)])).unwrap();
+        let rows = bank.rows(&[Some("a"); 9]).unwrap();
+        let of_bank = model.session().run_rows(&[("x", &*x)], &rows).unwrap();
+        let [of_graph, of_bank] = [&of_graph, &of_bank]
+            .map(|outputs| outputs[0].1.as_f32().unwrap().iter().map(|y| y.to_bits()).collect::<Vec<_>>());
+        assert_eq!(of_graph, of_bank, "[{out}, {k}], rank {rank}");
+    }
 }
 
 #[test]

@@ -111,6 +111,12 @@ impl Concrete<'_> {
                     tally.count(&["sqrt"]);
                 }
             }
+            Kernel::Merge(merge) => {
+                for _ in 0..self.product(&[&merge.out, &merge.k]) {
+                    tally.product_and_sum(self.of(&merge.rank));
+                    tally.count(if merge.gain { &["w+", "*"] } else { &["w+"] });
+                }
+            }
             Kernel::Loop(body) => {
                 let points: u64 = body.space.iter().map(|extent| self.of(extent)).product();
                 (0..points).for_each(|_| tally.body(body));
@@ -207,6 +213,17 @@ impl Concrete<'_> {
                     tensor(&[out]),
                 ]
             }
+            Kernel::Merge(merge) => {
+                let (out, k, rank) = (&merge.out, &merge.k, &merge.rank);
+                let mut operands = vec![
+                    self.packed(Packing::Panels, one, out, k),
+                    self.packed(Packing::Rows, one, rank, k),
+                    self.packed(Packing::Panels, one, out, rank),
+                ];
+                operands.extend(merge.gain.then(|| tensor(&[out])));
+                operands.push(self.packed(Packing::Panels, one, out, k));
+                operands
+            }
             Kernel::Loop(body) => {
                 body.reads.iter().chain([&body.write]).map(|access| self.access(body, access)).collect()
             }
@@ -300,7 +317,12 @@ fn costs_of_an_adapted_block_are_what_is_counted() {
     let y = x.dora(w, a, b, gain, Some(bias), 0.5).gelu() + x;
     let normed = y.layer_norm(Some(bias), Some(bias), 1e-5).rms_norm(Some(bias), 1e-6).normalize(-1);
     g.output("y", normed.softmax(0).t().concat(&[y.t()], 0));
-    g.output("merged", (w + Tensor::lora_delta(a, b, 0.5)).normalize(Axis::IN));
+    g.output("adapted", (w + Tensor::lora_delta(a, b, 0.5)).normalize(Axis::IN));
+    let merged = w + Tensor::lora_delta(a, b, 0.25);
+    g.output("merged", x.dense(merged, None) + x.dense((merged + w).magnitude(bias, Axis::OUT), None));
+    let merged = (w + Tensor::lora_delta(a, b, 0.75)).magnitude(bias, Axis::OUT);
+    g.output("merged_gain", x.dense(merged, None));
+    g.output("merged_plain", x.dense(w + Tensor::lora_delta(a, b, 0.125), None));
     for reduction in [Reduction::Sum, Reduction::Mean, Reduction::Max] {
         g.output(&format!("{reduction:?}"), y.reduce(reduction, &[0], false));
     }

@@ -11,7 +11,7 @@ use engraft_compiler::plan::{PlanOptions, plan};
 use engraft_compiler::{SIZES_FUNCTION, STAGE_FUNCTIONS, emit};
 use engraft_ir::DType::F32;
 use engraft_ir::ops::Attention;
-use engraft_ir::{GraphBuilder, dims};
+use engraft_ir::{GraphBuilder, Tensor, dims};
 use engraft_runtime::{Binder, CarriedSpec, Extent};
 use std::collections::BTreeSet;
 
@@ -55,6 +55,7 @@ fn exports_the_stages_and_imports_the_runtime_alone(profiled: bool) {
     let gain = g.param("m", F32, dims![40]).adapter() / w.lora_norm(a, b, 2.0);
     let c = g.constant(&[0.5_f32; 40][..]);
     g.output("y", (x.dora(w, a, b, gain, None, 2.0) + c).gelu().softmax(-1));
+    g.output("merged", x.dense(w + Tensor::lora_delta(a, b, 2.0), None));
     let rows = x.reshape(dims![1, "batch", 24]);
     let op = Attention { heads: 2, kv_heads: 2, scale: 0.5, causal: true, window: None };
     g.output("mixed", rows.attention(rows, rows, None, op));

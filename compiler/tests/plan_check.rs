@@ -284,3 +284,35 @@ fn many_symbols_are_tried_within_bounds() {
     g.output("y", inputs[0].concat(&inputs[1..], 0));
     check_all(&planned(&g.finish().unwrap())).unwrap();
 }
+
+/// A merged weight is made from panels of just that weight, and is itself what a layer reads.
+#[test]
+fn a_merge_of_another_matrix_is_found() {
+    let g = GraphBuilder::new("merged");
+    let w = g.param("w", F32, dims![7, 5]);
+    let a = g.param("a", F32, dims!["rank", 5]).adapter();
+    let b = g.param("b", F32, dims![7, "rank"]).adapter();
+    let merged = (w + Tensor::lora_delta(a, b, 2.0)).named("merged");
+    g.output("y", g.input("x", F32, dims!["batch", 5]).dense(merged, None));
+    let graph = g.finish().unwrap();
+    let broken = |out: u64| {
+        let mut plan = planned(&graph);
+        let step = writer(&plan, "merged.panels");
+        let Kernel::Merge(merge) = &mut plan.steps[step].kernel else { panic!("{plan}") };
+        merge.out = Dim::fixed(out);
+        (step, buffer(&plan, "w.panels").0, buffer(&plan, "merged.panels").0, plan)
+    };
+    let (step, w, merged, plan) = broken(6);
+    let panels = |rows: u64| format!("panels of 1 matrices [{rows}, 5]");
+    let expected =
+        format!("step {step} (`merged`) reads b{w} (`w.panels`) as {}, found {}", panels(6), panels(7));
+    finds(&plan, &expected);
+    let product = plan.steps.iter().position(|step| matches!(step.kernel, Kernel::Linear(_))).unwrap();
+    let expected = format!(
+        "step {product} (`{}`) reads b{merged} (`merged.panels`) as {}, found {}",
+        plan.steps[product].name,
+        panels(7),
+        panels(6)
+    );
+    finds(&plan, &expected);
+}

@@ -57,18 +57,21 @@ fn weight_form_as_written() {
     insta::assert_snapshot!(planned(&graph, false));
 }
 
-/// Merged, the layer reads another weight than the norm does: nothing keeps panels of W.
+/// Merged, the layer's weight is made from the panels of W that its norm reads, too: W is kept as these and no second time.
 #[test]
-fn a_merged_weight_is_the_only_one_kept() {
+fn a_merged_layer() {
     let graph = on_input("merged", |g, x| {
         let [w, a, b, m] = parameters(g);
         x.dense((w + Tensor::lora_delta(a, b, 0.5)).normalize(Axis::IN).magnitude(m, Axis::OUT), None)
     });
     let options = Options { merge: Merging::ALWAYS, ..Options::default() };
     let merged = planned(&optimize(&graph, &options).unwrap().graph, true);
-    let kept: Vec<_> = merged.staged.iter().map(|&id| merged.buffer(id)).collect();
-    assert_eq!(kept.len(), 1, "{merged}");
-    assert_eq!(kept[0].stage, Stage::Adapter, "{merged}");
+    let kept: Vec<_> = merged.staged.iter().map(|&id| merged.buffer(id).stage).collect();
+    assert_eq!(kept, [Stage::Base, Stage::Adapter], "{merged}");
+    let weight = merged.params.iter().find(|&&id| merged.buffer(id).name == "w").unwrap();
+    let readers = merged.steps.iter().filter(|step| step.reads.contains(weight));
+    assert!(readers.into_iter().all(|step| step.stage == Stage::Base), "{merged}");
+    insta::assert_snapshot!(merged);
 }
 
 #[test]

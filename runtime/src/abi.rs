@@ -240,6 +240,28 @@ pub struct RowNorm {
     pub n: *mut f32,
 }
 
+/// A merged weight `W'_j = gain_j (W_j + sum_k B_jk A_k)` in panels, from the panels of W.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Merge {
+    /// Outputs j.
+    pub out: u64,
+    /// Inputs p.
+    pub k: u64,
+    /// Rows of A and columns of B; 0 when there is no low-rank part.
+    pub rank: u64,
+    /// Panels of W `[out, k]`.
+    pub w: *const f32,
+    /// A `[rank, k]`, packed as rows; not read when the rank is 0.
+    pub a: *const f32,
+    /// Panels of B `[out, rank]`; not read when the rank is 0.
+    pub b: *const f32,
+    /// `[out]` or null.
+    pub gain: *const f32,
+    /// Panels of W' `[out, k]`.
+    pub merged: *mut f32,
+}
+
 /// Attention by heads, `y = softmax(scale * q k^T) v` over the keys that a query sees.
 ///
 /// Query i stands at key `keys - queries + i`. It sees a key if the mask has no 0 there, if it is causal no key after its
@@ -349,7 +371,7 @@ pub struct Unary {
 
 #[cfg(test)]
 mod tests {
-    use super::{Attention, Dot, Fault, Frame, Function, Linear, Pack, RowNorm, Unary};
+    use super::{Attention, Dot, Fault, Frame, Function, Linear, Merge, Pack, RowNorm, Unary};
     use core::mem::{offset_of, size_of};
 
     /// Code compiled ahead of time carries these numbers: changing one breaks every object file.
@@ -424,6 +446,20 @@ mod tests {
                 size_of::<RowNorm>(),
             ],
             [0, 8, 16, 24, 32, 40, 48, 56]
+        );
+        assert_eq!(
+            [
+                offset_of!(Merge, out),
+                offset_of!(Merge, k),
+                offset_of!(Merge, rank),
+                offset_of!(Merge, w),
+                offset_of!(Merge, a),
+                offset_of!(Merge, b),
+                offset_of!(Merge, gain),
+                offset_of!(Merge, merged),
+                size_of::<Merge>(),
+            ],
+            [0, 8, 16, 24, 32, 40, 48, 56, 64]
         );
         assert_eq!(
             [

@@ -3,9 +3,11 @@
 
 mod adapted;
 
-use crate::abi::{Attention, Dot, Frame, Linear, NOT_ADAPTABLE, Pack, RowNorm, Unary};
+use crate::abi::{Attention, Dot, Frame, Linear, Merge, NOT_ADAPTABLE, Pack, RowNorm, Unary};
 use crate::context::Context;
-use crate::kernels::{AdaptedPanel, AttentionBlock, Block, DotBlock, Finish, Mask, NormBlock, VECTORS};
+use crate::kernels::{
+    AdaptedPanel, AttentionBlock, Block, DotBlock, Finish, Mask, MergeBlock, NormBlock, VECTORS,
+};
 use crate::panels::{self, LANE, PANEL, Panel};
 use crate::profile::engraft_mark;
 use crate::workers::Shared;
@@ -21,14 +23,16 @@ pub(crate) const DOT_ROWS: usize = 8;
 /// ```
 /// let names = engraft_runtime::symbols().map(|(name, _)| name);
 /// assert_eq!(names[..3], ["engraft_pack", "engraft_linear", "engraft_dot"]);
-/// assert_eq!(names[3..], ["engraft_row_norm", "engraft_attention", "engraft_unary", "engraft_mark"]);
+/// assert_eq!(names[3..6], ["engraft_row_norm", "engraft_merge", "engraft_attention"]);
+/// assert_eq!(names[6..], ["engraft_unary", "engraft_mark"]);
 /// ```
-pub fn symbols() -> [(&'static str, *const u8); 7] {
+pub fn symbols() -> [(&'static str, *const u8); 8] {
     [
         ("engraft_pack", engraft_pack as *const u8),
         ("engraft_linear", engraft_linear as *const u8),
         ("engraft_dot", engraft_dot as *const u8),
         ("engraft_row_norm", engraft_row_norm as *const u8),
+        ("engraft_merge", engraft_merge as *const u8),
         ("engraft_attention", engraft_attention as *const u8),
         ("engraft_unary", engraft_unary as *const u8),
         ("engraft_mark", engraft_mark as *const u8),
@@ -130,19 +134,57 @@ pub unsafe extern "C" fn engraft_row_norm(frame: *const Frame, norm: *const RowN
         // SAFETY: the panel is one of the caller's matrices, and each task has its own.
         unsafe {
             let n = norm.n.add(panel.first);
-            let panel = AdaptedPanel {
-                k,
-                rank,
-                width: panel.width,
-                columns: panel.columns,
-                w: norm.w.add(panel.first * k),
-                a: norm.a,
-                a_stride: panels::row_stride(k),
-                b: norm.b.wrapping_add(panel.first * rank),
-            };
+            let panel = adapted_panel(panel, (k, rank), (norm.w, norm.a, norm.b));
             (context.kernels.row_norm)(&NormBlock { panel, n });
         }
     });
+}
+
+/// Computes a merged weight.
+///
+/// # Safety
+/// `frame` is the frame of the running stage; the pointers of `merge` are valid for the extents it gives, A is packed as
+/// rows, W and B into panels, and nobody else touches `merged` meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_merge(frame: *const Frame, merge: *const Merge) {
+    // SAFETY: both are the caller's promise.
+    let (context, merge) = unsafe { (context(frame), *merge) };
+    let (out, k, rank) = (merge.out as usize, merge.k as usize, merge.rank as usize);
+    let shared = Shared(merge);
+    let operations = out.saturating_mul(k).saturating_mul(1 + rank);
+    context.workers.run(out.div_ceil(PANEL), operations, &|task| {
+        let merge = shared.get();
+        let panel = Panel::of(out, task);
+        let gain = if merge.gain.is_null() { merge.gain } else { merge.gain.wrapping_add(panel.first) };
+        // SAFETY: the panel is one of the caller's matrices, and each task has its own.
+        unsafe {
+            let merged = merge.merged.add(panel.first * k);
+            let panel = adapted_panel(panel, (k, rank), (merge.w, merge.a, merge.b));
+            (context.kernels.merge)(&MergeBlock { panel, gain, merged });
+        }
+    });
+}
+
+/// A panel of `W + B A`, whose panels and rows these are.
+///
+/// # Safety
+/// It is one of W's panels.
+unsafe fn adapted_panel(
+    panel: Panel,
+    (k, rank): (usize, usize),
+    (w, a, b): (*const f32, *const f32, *const f32),
+) -> AdaptedPanel {
+    AdaptedPanel {
+        k,
+        rank,
+        width: panel.width,
+        columns: panel.columns,
+        // SAFETY: the caller's panels.
+        w: unsafe { w.add(panel.first * k) },
+        a,
+        a_stride: panels::row_stride(k),
+        b: b.wrapping_add(panel.first * rank),
+    }
 }
 
 /// Computes attention.

@@ -5,10 +5,10 @@
 use std::num::NonZeroUsize;
 use std::ptr::{null, null_mut};
 
-use engraft_runtime::abi::{Dot, Frame, Linear, NOT_ADAPTABLE, Pack, Packing, RowNorm};
+use engraft_runtime::abi::{Dot, Frame, Linear, Merge, NOT_ADAPTABLE, Pack, Packing, RowNorm};
 use engraft_runtime::panels::{LANE, PANEL};
 use engraft_runtime::{
-    Context, KernelSet, Options, engraft_dot, engraft_linear, engraft_pack, engraft_row_norm,
+    Context, KernelSet, Options, engraft_dot, engraft_linear, engraft_merge, engraft_pack, engraft_row_norm,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -392,15 +392,37 @@ proptest! {
         let layout = if in_out { Layout::InOut } else { Layout::OutIn };
         let mut floats = Floats(seed);
         let (w, a, b) = (floats.take(out * k), floats.take(rank * k), floats.take(out * rank));
-        let case = Norm { out, k, rank, layout, scale, w, a, b };
+        let case = Adapted { out, k, rank, layout, scale, w, a, b };
         let reference = case.reference();
         for set in runnable() {
             let context = context(set, 1);
-            let norms = case.run(&context);
+            let norms = case.norms(&context);
             assert_close(&norms, &reference, rank);
             for row in (0..out).step_by(7) {
-                prop_assert_eq!(bits(&case.only(row).run(&context)), bits(&norms[row..=row]));
+                prop_assert_eq!(bits(&case.only(row).norms(&context)), bits(&norms[row..=row]));
             }
+        }
+    }
+
+    #[test]
+    fn merged_weights_are_what_the_formula_says(
+        (out, k, rank) in (extent(), extent(), extent()), scale in -2.0_f32..2.0, has_gain: bool, seed: u64,
+    ) {
+        let layout = Layout::OutIn;
+        let mut floats = Floats(seed);
+        let (w, a, b) = (floats.take(out * k), floats.take(rank * k), floats.take(out * rank));
+        let gain = has_gain.then(|| floats.take(out));
+        let case = Adapted { out, k, rank, layout, scale, w, a, b };
+        let gain_of = |j: usize| gain.as_ref().map_or(1.0, |gain| f64::from(gain[j]));
+        let element = |at: usize| {
+            let ((value, magnitude), gain) = (case.element(at / k, at % k), gain_of(at / k));
+            (gain * value, gain.abs() * magnitude)
+        };
+        let reference: Vec<_> = (0..out * k).map(element).collect();
+        for set in runnable() {
+            let merged = case.merged(&context(set, 1), gain.as_deref());
+            assert_close(&merged, &reference, rank + 2);
+            prop_assert_eq!(bits(&case.merged(&context(set, 3), gain.as_deref())), bits(&merged));
         }
     }
 }
@@ -452,8 +474,8 @@ impl Dots {
     }
 }
 
-/// Row norms with their operands.
-struct Norm {
+/// An adapted weight by its parts.
+struct Adapted {
     out: usize,
     k: usize,
     rank: usize,
@@ -464,19 +486,26 @@ struct Norm {
     b: Vec<f32>,
 }
 
-impl Norm {
-    fn run(&self, context: &Context) -> Vec<f32> {
-        let Norm { out, k, rank, layout, scale, .. } = *self;
+impl Adapted {
+    /// W, A and B as kernels read them.
+    fn packed(&self, context: &Context) -> [Guarded; 3] {
+        let Adapted { out, k, rank, layout, scale, .. } = *self;
         let matrix = |packing, (out, k), layout, scale, values: &[f32]| {
             pack(context, Packed { packing, batch: 1, out, k, layout, scale }, values)
         };
-        let w = matrix(Packing::Panels, (out, k), layout, 1.0, &self.w);
-        let a = matrix(Packing::Rows, (rank, k), Layout::OutIn, 1.0, &self.a);
-        let b = matrix(Packing::Panels, (out, rank), Layout::OutIn, scale, &self.b);
-        let mut n = Guarded::nan(out);
+        [
+            matrix(Packing::Panels, (out, k), layout, 1.0, &self.w),
+            matrix(Packing::Rows, (rank, k), Layout::OutIn, 1.0, &self.a),
+            matrix(Packing::Panels, (out, rank), Layout::OutIn, scale, &self.b),
+        ]
+    }
+
+    fn norms(&self, context: &Context) -> Vec<f32> {
+        let ([w, a, b], rank) = (self.packed(context), self.rank);
+        let mut n = Guarded::nan(self.out);
         let request = RowNorm {
-            out: out as u64,
-            k: k as u64,
+            out: self.out as u64,
+            k: self.k as u64,
             rank: rank as u64,
             w: w.address(),
             a: if rank == 0 { null() } else { a.address() },
@@ -489,10 +518,44 @@ impl Norm {
         n.values().to_vec()
     }
 
+    /// The elements of `gain ∘ (W + s B A)` by rows. What pads its panels is 0.
+    fn merged(&self, context: &Context, gain: Option<&[f32]>) -> Vec<f32> {
+        let ([w, a, b], gain) = (self.packed(context), gain.map(Guarded::of));
+        let Adapted { out, k, rank, .. } = *self;
+        let mut merged = Guarded::nan(Packing::Panels.len(out, k).unwrap());
+        let request = Merge {
+            out: out as u64,
+            k: k as u64,
+            rank: rank as u64,
+            w: w.address(),
+            a: if rank == 0 { null() } else { a.address() },
+            b: if rank == 0 { null() } else { b.address() },
+            gain: gain.as_ref().map_or(null(), Guarded::address),
+            merged: merged.address_mut(),
+        };
+        let frame = frame(context, &[]);
+        // SAFETY: the buffers have the lengths that the extents give.
+        unsafe { engraft_merge(&raw const frame, &raw const request) };
+        let mut rows = vec![f32::NAN; out * k];
+        for first in (0..out).step_by(PANEL) {
+            let columns = (out - first).min(PANEL);
+            let width = columns.next_multiple_of(LANE);
+            for (at, &value) in merged.values()[first * k..(first + width) * k].iter().enumerate() {
+                let (input, column) = (at / width, at % width);
+                if column < columns {
+                    rows[(first + column) * k + input] = value;
+                } else {
+                    assert!(value == 0.0, "{value} pads");
+                }
+            }
+        }
+        rows
+    }
+
     /// The norm of a single output.
-    fn only(&self, j: usize) -> Norm {
+    fn only(&self, j: usize) -> Adapted {
         let (out_stride, k_stride) = self.layout.strides(self.out, self.k);
-        Norm {
+        Adapted {
             out: 1,
             layout: Layout::OutIn,
             w: (0..self.k).map(|p| self.w[j * out_stride + p * k_stride]).collect(),
@@ -502,19 +565,24 @@ impl Norm {
         }
     }
 
+    /// An element of `W + s B A`, and the sum of its terms' magnitudes.
+    fn element(&self, j: usize, p: usize) -> (f64, f64) {
+        let (out_stride, k_stride) = self.layout.strides(self.out, self.k);
+        let w = f64::from(self.w[j * out_stride + p * k_stride]);
+        let term = |r: usize| f64::from(self.b[j * self.rank + r]) * f64::from(self.a[r * self.k + p]);
+        let scale = f64::from(self.scale);
+        let magnitudes = (0..self.rank).map(|r| term(r).abs()).sum::<f64>();
+        (w + scale * (0..self.rank).map(term).sum::<f64>(), w.abs() + scale.abs() * magnitudes)
+    }
+
     /// Each norm, and the norm of the terms' magnitudes.
     fn reference(&self) -> Vec<(f64, f64)> {
-        let (out_stride, k_stride) = self.layout.strides(self.out, self.k);
         let norm = |j: usize| {
             let (mut squares, mut magnitudes) = (0.0, 0.0);
             for p in 0..self.k {
-                let w = f64::from(self.w[j * out_stride + p * k_stride]);
-                let term =
-                    |r: usize| f64::from(self.b[j * self.rank + r]) * f64::from(self.a[r * self.k + p]);
-                let scale = f64::from(self.scale);
-                squares += (w + scale * (0..self.rank).map(term).sum::<f64>()).powi(2);
-                magnitudes +=
-                    (w.abs() + scale.abs() * (0..self.rank).map(|r| term(r).abs()).sum::<f64>()).powi(2);
+                let (element, magnitude) = self.element(j, p);
+                squares += element.powi(2);
+                magnitudes += magnitude.powi(2);
             }
             (squares.sqrt(), magnitudes.sqrt())
         };
@@ -530,7 +598,7 @@ fn threads_change_no_bit() {
         let case = Case::new(extents, [false, extents.batch == 1, true, true], 1);
         let mut floats = Floats(2);
         let (w, a, b) = (floats.take(203 * 67), floats.take(5 * 67), floats.take(203 * 5));
-        let norm = Norm { out: 203, k: 67, rank: 5, layout: Layout::InOut, scale: 0.5, w, a, b };
+        let weight = Adapted { out: 203, k: 67, rank: 5, layout: Layout::InOut, scale: 0.5, w, a, b };
         let (x, a) = (floats.take(203 * 67), floats.take(5 * 67));
         let dots = Dots { rows: 203, out: 5, k: 67, layout: Layout::OutIn, x, a };
         for set in runnable() {
@@ -538,7 +606,8 @@ fn threads_change_no_bit() {
             for threads in [2, 3] {
                 let together = context(set, threads);
                 assert_eq!(bits(&case.run(&together)), bits(&case.run(&alone)));
-                assert_eq!(bits(&norm.run(&together)), bits(&norm.run(&alone)));
+                assert_eq!(bits(&weight.norms(&together)), bits(&weight.norms(&alone)));
+                assert_eq!(bits(&weight.merged(&together, None)), bits(&weight.merged(&alone, None)));
                 assert_eq!(bits(&dots.run(&together)), bits(&dots.run(&alone)));
             }
         }
@@ -555,10 +624,11 @@ fn kernels_that_fuse_multiply_and_add_agree_to_the_last_bit() {
     let mut floats = Floats(4);
     let (w, a, b) = (floats.take(out * k), floats.take(rank * k), floats.take(out * rank));
     let dots = Dots { rows: 31, out: rank, k, layout, x: floats.take(31 * k), a: a.clone() };
-    let norm = Norm { out, k, rank, layout, scale: 0.5, w, a, b };
+    let weight = Adapted { out, k, rank, layout, scale: 0.5, w, a, b };
     let results = fused.map(|set| {
         let context = context(set, 1);
-        [case.run(&context), dots.run(&context), norm.run(&context)].map(|values| bits(&values))
+        let (norms, merged) = (weight.norms(&context), weight.merged(&context, None));
+        [case.run(&context), dots.run(&context), norms, merged].map(|values| bits(&values))
     });
     let results: Vec<_> = results.collect();
     assert!(results.windows(2).all(|pair| pair[0] == pair[1]));
@@ -570,11 +640,11 @@ fn norms_neither_cancel_nor_overflow() {
     let (out, k, layout) = (1, 100, Layout::OutIn);
     let mut w = vec![1000.0; k];
     w[k - 1] += 0.5;
-    let cancelling = Norm { out, k, rank: 1, layout, scale: 1.0, w, a: vec![-1000.0; k], b: vec![1.0] };
-    let huge = Norm { out, k, rank: 0, layout, scale: 1.0, w: vec![1e30; k], a: vec![], b: vec![] };
+    let cancelling = Adapted { out, k, rank: 1, layout, scale: 1.0, w, a: vec![-1000.0; k], b: vec![1.0] };
+    let huge = Adapted { out, k, rank: 0, layout, scale: 1.0, w: vec![1e30; k], a: vec![], b: vec![] };
     for set in runnable() {
-        assert_eq!(cancelling.run(&context(set, 1)), [0.5]);
-        assert_eq!(huge.run(&context(set, 1)), [1e31]);
+        assert_eq!(cancelling.norms(&context(set, 1)), [0.5]);
+        assert_eq!(huge.norms(&context(set, 1)), [1e31]);
     }
 }
 

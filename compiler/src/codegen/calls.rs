@@ -1,7 +1,7 @@
 //! Calls of the runtime's kernels: a structure of the binary interface is filled on the stack and handed over.
 
 use super::emit::{Emit, POINTER, StackUse, memory};
-use crate::plan::kernel::{Attention, Dot, Kernel, Linear, Pack, RowNorm};
+use crate::plan::kernel::{Attention, Dot, Kernel, Linear, Merge, Pack, RowNorm};
 use cranelift_codegen::ir::types::I32;
 use cranelift_codegen::ir::{FuncRef, InstBuilder, StackSlot, StackSlotData, StackSlotKind, Value};
 use engraft_ir::Dim;
@@ -16,6 +16,8 @@ pub(super) const LINEAR: &str = "engraft_linear";
 pub(super) const DOT: &str = "engraft_dot";
 /// See [`PACK`].
 pub(super) const ROW_NORM: &str = "engraft_row_norm";
+/// See [`PACK`].
+pub(super) const MERGE: &str = "engraft_merge";
 /// See [`PACK`].
 pub(super) const ATTENTION: &str = "engraft_attention";
 
@@ -32,6 +34,7 @@ pub(super) fn entry_point(kernel: &Kernel) -> Option<&'static str> {
         Kernel::Linear(_) => Some(LINEAR),
         Kernel::Dot(_) => Some(DOT),
         Kernel::RowNorm(_) => Some(ROW_NORM),
+        Kernel::Merge(_) => Some(MERGE),
         Kernel::Attention(_) => Some(ATTENTION),
         Kernel::Loop(_) | Kernel::Row(_) | Kernel::Gather(_) | Kernel::Cast(_) => None,
     }
@@ -198,6 +201,33 @@ impl Emit<'_, '_> {
         self.call_with(entry, frame, &fill);
     }
 
+    /// Computes the panels of a merged weight; `reads` are as [`Kernel::Merge`] lists them.
+    pub(super) fn call_merge(
+        &mut self,
+        entry: FuncRef,
+        frame: Value,
+        merge: &Merge,
+        reads: &[Value],
+        merged: Value,
+    ) {
+        let fill = self.fill::<abi::Merge>();
+        self.set_dim(&fill, offset_of!(abi::Merge, out), &merge.out);
+        self.set_dim(&fill, offset_of!(abi::Merge, k), &merge.k);
+        self.set_dim(&fill, offset_of!(abi::Merge, rank), &merge.rank);
+        let gain = reads.get(3).copied().unwrap_or_else(|| self.int(0));
+        let pointers = [
+            (reads[0], offset_of!(abi::Merge, w)),
+            (reads[1], offset_of!(abi::Merge, a)),
+            (reads[2], offset_of!(abi::Merge, b)),
+            (gain, offset_of!(abi::Merge, gain)),
+            (merged, offset_of!(abi::Merge, merged)),
+        ];
+        for (pointer, offset) in pointers {
+            self.set(&fill, offset, pointer);
+        }
+        self.call_with(entry, frame, &fill);
+    }
+
     /// Computes attention; `reads` are as [`Kernel::Attention`] lists them.
     pub(super) fn call_attention(
         &mut self,
@@ -295,6 +325,7 @@ pub(super) fn dims(kernel: &Kernel) -> Vec<&Dim> {
         Kernel::Linear(l) => [&l.batch, &l.rows, &l.k, &l.out].into_iter().chain(l.rank.as_ref()).collect(),
         Kernel::Dot(dot) => vec![&dot.rows, &dot.k, &dot.out],
         Kernel::RowNorm(norm) => vec![&norm.out, &norm.k, &norm.rank],
+        Kernel::Merge(merge) => vec![&merge.out, &merge.k, &merge.rank],
         Kernel::Attention(attention) => {
             let views = [&attention.q, &attention.k, &attention.v].into_iter();
             let views = views.flat_map(|view| [&view.offset, &view.batch_stride, &view.row_stride]);

@@ -259,6 +259,7 @@ impl<'a, M: Module> Codegen<'a, M> {
             | Kernel::Linear(_)
             | Kernel::Dot(_)
             | Kernel::RowNorm(_)
+            | Kernel::Merge(_)
             | Kernel::Attention(_) => {
                 unreachable!("the runtime's kernels are called, not emitted")
             }

@@ -120,6 +120,7 @@ impl<'a, M: Module> Codegen<'a, M> {
             Kernel::RowNorm(norm) => {
                 e.call_row_norm(callee, frame, norm, [reads[0], reads[1], reads[2]], write);
             }
+            Kernel::Merge(merge) => e.call_merge(callee, frame, merge, &reads, write),
             Kernel::Attention(attention) => e.call_attention(callee, frame, attention, &reads, write),
             Kernel::Loop(_) | Kernel::Row(_) | Kernel::Cast(_) => {
                 let arguments: Vec<_> = [frame, write].into_iter().chain(reads).collect();

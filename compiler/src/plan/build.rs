@@ -150,6 +150,11 @@ impl Planner<'_> {
         if self.fusion.is_inlined(id) || self.fusion.is_epilogued(id) {
             return;
         }
+        if let Some(merged) = self.fusion.merges.at(id) {
+            let buffer = self.merge(id, merged);
+            self.values.insert(id, buffer);
+            return;
+        }
         let buffer = match self.graph.node(id).op().clone() {
             Op::Input(_) => self.draft.input(self.graph.node(id).name(), self.graph.node(id).ty().clone()),
             Op::Param(param) => {

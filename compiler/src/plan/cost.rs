@@ -10,6 +10,7 @@
 //! | `linear`   | batch·rows·out·(2k + 2·rank + 1 for the gain + 1 for the bias + the epilogue's body) |
 //! | `dot`      | rows·out·2k                                                                          |
 //! | `row_norm` | out·(2k·rank for BA + k to add it + 2k for the squares + 1 for the root)             |
+//! | `merge`    | out·k·(2·rank for BA + 1 to add it + 1 for the gain)                                 |
 //! | `loop`     | the body's operations at every point of the space                                    |
 //! | `row`      | see [`row_flops`]                                                                    |
 //! | `gather`   | none                                                                                 |
@@ -21,7 +22,9 @@
 //! named, and no more than the whole table where both are fixed. What is carried from call to call stays where it is, so that
 //! copying it costs nothing.
 
-use super::kernel::{Access, Attention, Dot, Expr, Kernel, Linear, Loop, Pack, Row, RowNorm, RowOp, View};
+use super::kernel::{
+    Access, Attention, Dot, Expr, Kernel, Linear, Loop, Merge, Pack, Row, RowNorm, RowOp, View,
+};
 use super::{BufferId, Carried, Plan, Step};
 use engraft_ir::Dim;
 use engraft_ir::ops::Reduction;
@@ -131,6 +134,7 @@ fn parts_read(step: &Step) -> Vec<Part<'_>> {
         | Kernel::Linear(_)
         | Kernel::Dot(_)
         | Kernel::RowNorm(_)
+        | Kernel::Merge(_)
         | Kernel::Row(_)
         | Kernel::Cast(_) => step.reads.iter().map(|_| Part::Whole).collect(),
     }
@@ -170,6 +174,9 @@ fn flops(kernel: &Kernel) -> Dim {
         Kernel::RowNorm(RowNorm { out, k, rank }) => {
             let per_input = rank.clone() * 2 + 3;
             out.clone() * (k.clone() * per_input + 1)
+        }
+        Kernel::Merge(Merge { out, k, rank, gain }) => {
+            product([out, k]) * (rank.clone() * 2 + (1 + u64::from(*gain)))
         }
         Kernel::Loop(body) => product(&body.space) * operations(body),
         Kernel::Row(row) => row_flops(row),

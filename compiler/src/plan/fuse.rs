@@ -6,10 +6,12 @@
 //! root whose loop walks a matrix product of its own shape element for element, as the product's only user, becomes the
 //! product's epilogue.
 //!
-//! Movement that only attention and packing read is no loop at all: they read what it moves where it lies.
+//! Movement that only attention and packing read is no loop at all: they read what it moves where it lies. Nor is what
+//! merges an adapter into a weight (`merges.rs`).
 
 use super::BufferId;
 use super::kernel::{Access, Expr, Loop, View};
+use super::merges::Merges;
 use engraft_ir::ops::{self, Binary};
 use engraft_ir::{DType, Dim, Graph, NodeId, Op, Shape, Stages, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,12 +31,15 @@ pub(super) struct Fusion {
     products: BTreeMap<NodeId, NodeId>,
     /// The products of `products`.
     epilogued: BTreeSet<NodeId>,
+    /// Which weights are merged; they exist only as panels.
+    pub(super) merges: Merges,
 }
 
 impl Fusion {
     pub(super) fn of(graph: &Graph, stages: &Stages, fuse: bool) -> Self {
         let viewed = views(graph);
-        let mut fusion = Self { inlined: viewed.clone(), viewed, ..Self::default() };
+        let merges = if fuse { Merges::of(graph, stages) } else { Merges::default() };
+        let mut fusion = Self { inlined: viewed.clone(), viewed, merges, ..Self::default() };
         // How much is inlined into each node that is inlined itself, with the node.
         let mut sizes: BTreeMap<NodeId, usize> = BTreeMap::new();
         for id in graph.order() {
@@ -42,16 +47,21 @@ impl Fusion {
             let size = 1 + operands.map(|operand| sizes.get(&operand).copied().unwrap_or(1)).sum::<usize>();
             // What a view shows has a buffer of its own.
             let is_shown = graph.users(id).iter().any(|(user, _)| fusion.viewed.contains(user));
-            if is_packed_transpose(graph, id) {
+            // So has what is merged.
+            let is_merged = graph.users(id).iter().any(|(user, _)| fusion.merges.has(*user));
+            let is_alone = is_shown || is_merged || size > MAX_INLINED;
+            if fusion.merges.is_inside(id) || is_packed_transpose(graph, &fusion.merges, id) {
                 fusion.inlined.insert(id);
-            } else if fuse && !is_shown && size <= MAX_INLINED && inlines(graph, stages, id) {
+            } else if fuse && !is_alone && inlines(graph, stages, id) {
                 fusion.inlined.insert(id);
                 sizes.insert(id, size);
             }
         }
         if fuse {
             for id in graph.order() {
-                let is_root = is_pointwise(graph.node(id).op()) && !fusion.is_inlined(id);
+                let is_root = is_pointwise(graph.node(id).op())
+                    && !fusion.is_inlined(id)
+                    && fusion.merges.at(id).is_none();
                 if is_root && let Some(product) = fusion.find_product(graph, stages, id) {
                     fusion.products.insert(id, product);
                     fusion.epilogued.insert(product);
@@ -136,14 +146,14 @@ fn inlines(graph: &Graph, stages: &Stages, id: NodeId) -> bool {
 }
 
 /// A transposed weight that only matrix products read: packing reads it where it lies.
-fn is_packed_transpose(graph: &Graph, id: NodeId) -> bool {
+fn is_packed_transpose(graph: &Graph, merges: &Merges, id: NodeId) -> bool {
     let node = graph.node(id);
     let is_weight = |&(user, slot): &(NodeId, usize)| match graph.node(user).op() {
         Op::Dense(_) | Op::Adaptable(_) => slot == 1,
         Op::Lora(_) | Op::Dora(_) | Op::OutputDora(_) => (1..=3).contains(&slot),
         Op::LoraApply(_) => slot >= 1,
         Op::LoraNorm(_) => true,
-        _ => false,
+        _ => merges.adds_to(user, slot),
     };
     let source_is_materialised = || {
         let source = graph.operand(id, 0).map(|source| graph.node(source).op());

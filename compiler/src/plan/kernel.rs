@@ -1,5 +1,5 @@
-//! The kernels a plan is made of. Few, each covering many ops: `Pack`, `Linear`, `Dot`, `RowNorm` and `Attention` are
-//! the runtime's; `Loop`, `Row`, `Gather` and `Cast` are emitted as code. A kernel says everything but where its buffers are, so equal kernels
+//! The kernels a plan is made of. Few, each covering many ops: `Pack`, `Linear`, `Dot`, `RowNorm`, `Merge` and
+//! `Attention` are the runtime's; `Loop`, `Row`, `Gather` and `Cast` are emitted as code. A kernel says everything but where its buffers are, so equal kernels
 //! share one piece of code.
 
 use engraft_ir::ops::{Binary, Reduction, Unary};
@@ -19,6 +19,8 @@ pub enum Kernel {
     Dot(Dot),
     /// See [`RowNorm`]. Reads: panels of W, A as rows, panels of B.
     RowNorm(RowNorm),
+    /// See [`Merge`]. Reads: panels of W, A as rows, panels of B, then the gain if there is one.
+    Merge(Merge),
     /// See [`Attention`]. Reads: q, k, v, then the mask if there is one.
     Attention(Attention),
     /// See [`Loop`]. Reads: one buffer per access.
@@ -58,24 +60,36 @@ pub struct Pack {
 }
 
 impl Pack {
-    /// The floats that it takes: one extent is padded, see the runtime's `panels`; an upper bound where that is symbolic.
+    /// The floats that it takes.
     pub fn floats(&self) -> Dim {
-        const LANE: u64 = engraft_runtime::panels::LANE as u64;
-        let MatrixLayout { out, k, .. } = &self.matrix;
-        let lanes = |extent: u64| extent.div_ceil(LANE);
-        let (padded, other) = match self.packing {
-            Packing::Panels => match out.as_fixed() {
-                Some(extent) => (Dim::fixed(lanes(extent).saturating_mul(LANE)), k),
-                None => (out.clone() + (LANE - 1), k),
-            },
-            Packing::Rows => match k.as_fixed() {
-                Some(0) => (Dim::fixed(0), out),
-                Some(extent) => (Dim::fixed((lanes(extent) | 1).saturating_mul(LANE)), out),
-                None => (k.clone() + (2 * LANE - 1), out),
-            },
-        };
-        padded * other * &self.batch
+        packed_floats(self.packing, &self.matrix.out, &self.matrix.k) * &self.batch
     }
+}
+
+impl Merge {
+    /// The floats that it takes.
+    pub fn floats(&self) -> Dim {
+        packed_floats(Packing::Panels, &self.out, &self.k)
+    }
+}
+
+/// The floats of a packed matrix `[out, k]`: one extent is padded, see the runtime's `panels`; an upper bound where that is
+/// symbolic.
+fn packed_floats(packing: Packing, out: &Dim, k: &Dim) -> Dim {
+    const LANE: u64 = engraft_runtime::panels::LANE as u64;
+    let lanes = |extent: u64| extent.div_ceil(LANE);
+    let (padded, other) = match packing {
+        Packing::Panels => match out.as_fixed() {
+            Some(extent) => (Dim::fixed(lanes(extent).saturating_mul(LANE)), k),
+            None => (out.clone() + (LANE - 1), k),
+        },
+        Packing::Rows => match k.as_fixed() {
+            Some(0) => (Dim::fixed(0), out),
+            Some(extent) => (Dim::fixed((lanes(extent) | 1).saturating_mul(LANE)), out),
+            None => (k.clone() + (2 * LANE - 1), out),
+        },
+    };
+    padded * other
 }
 
 /// `y = gain ∘ (x Wᵀ + h Bᵀ) + bias`, then the epilogue: x `[batch, rows, k]`, y `[batch, rows, out]`.
@@ -124,6 +138,19 @@ pub struct RowNorm {
     pub k: Dim,
     /// Rows of A, columns of B.
     pub rank: Dim,
+}
+
+/// Panels of `W' = gain ∘ (W + B A)`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Merge {
+    /// Rows of W and B.
+    pub out: Dim,
+    /// Columns of W and A.
+    pub k: Dim,
+    /// Rows of A, columns of B.
+    pub rank: Dim,
+    /// Whether there is a gain `[out]`.
+    pub gain: bool,
 }
 
 /// `y = softmax(scale q kᵀ) v` by heads, over the keys that a query sees, see [`engraft_ir::ops::Attention`]: y
@@ -307,6 +334,7 @@ impl Kernel {
             Self::Linear(_) => "linear",
             Self::Dot(_) => "dot",
             Self::RowNorm(_) => "row_norm",
+            Self::Merge(_) => "merge",
             Self::Loop(_) => "loop",
             Self::Row(row) => match row.op {
                 RowOp::Reduce(Reduction::Sum) => "sum",

@@ -12,6 +12,7 @@ mod fuse;
 mod items;
 pub mod kernel;
 pub mod merge_cost;
+mod merges;
 mod print;
 pub mod roofline;
 mod storage;

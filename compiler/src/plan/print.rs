@@ -1,7 +1,7 @@
 //! The text form of a plan, for people and snapshots: symbols, buffers with their places, arenas, steps and
 //! what each costs.
 
-use super::kernel::{Access, Attention, Expr, Kernel, Linear, Loop, MatrixLayout, RowOp, View};
+use super::kernel::{Access, Attention, Expr, Kernel, Linear, Loop, MatrixLayout, Merge, RowOp, View};
 use super::{Buffer, Carried, Plan, STAGES, Step, Storage, stage_index};
 use engraft_ir::Dim;
 use std::fmt;
@@ -76,6 +76,9 @@ impl fmt::Display for Kernel {
             Self::Linear(linear) => write!(f, "[{linear}]"),
             Self::Dot(dot) => write!(f, "[rows {}, k {}, out {}]", dot.rows, dot.k, dot.out),
             Self::RowNorm(norm) => write!(f, "[out {}, k {}, rank {}]", norm.out, norm.k, norm.rank),
+            Self::Merge(Merge { out, k, rank, gain }) => {
+                write!(f, "[out {out}, k {k}, rank {rank}{}]", flag(*gain, "gain"))
+            }
             Self::Loop(body) => write!(f, "[{body}]"),
             Self::Row(row) => {
                 write!(f, "[outer {}, n {}, inner {}", row.outer, row.n, row.inner)?;

@@ -238,6 +238,7 @@ fn operand_count(kernel: &Kernel) -> usize {
             2 + low_rank + usize::from(linear.gain) + usize::from(linear.bias) + epilogue
         }
         Kernel::RowNorm(_) => 3,
+        Kernel::Merge(merge) => 3 + usize::from(merge.gain),
         Kernel::Loop(body) => body.reads.len(),
         Kernel::Row(row) => 1 + usize::from(row.weight) + usize::from(row.bias),
         Kernel::Attention(attention) => 3 + usize::from(attention.mask.is_some()),

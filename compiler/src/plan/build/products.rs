@@ -3,7 +3,8 @@
 use super::Planner;
 use crate::plan::BufferId;
 use crate::plan::fuse::{LoopBuilder, collapse_to_rows};
-use crate::plan::kernel::{Dot, Kernel, Linear, MatrixLayout, Pack, Packing, Row, RowNorm, RowOp};
+use crate::plan::kernel::{Dot, Kernel, Linear, MatrixLayout, Merge, Pack, Packing, Row, RowNorm, RowOp};
+use crate::plan::merges::{MergedWeight, is_layer_of};
 use engraft_ir::ops::{self, EpsilonAt};
 use engraft_ir::{DType, Dim, NodeId, Op, Shape, Stage};
 
@@ -52,7 +53,32 @@ impl Planner<'_> {
 
     /// The panels of a weight, as layers have them.
     pub(super) fn panels(&mut self, id: NodeId) -> BufferId {
+        if self.fusion.merges.at(id).is_some() {
+            return self.value(id);
+        }
         self.packed_weight(id, Packing::Panels, 1.0)
+    }
+
+    /// Whether a use of a weight is as panels that are kept from when it is known: in a layer, or to be merged.
+    fn uses_panels(&self, (user, slot): (NodeId, usize)) -> bool {
+        is_layer_of(self.graph.node(user).op(), slot) || self.fusion.merges.adds_to(user, slot)
+    }
+
+    /// The panels of a weight that an adapter is merged into.
+    pub(super) fn merge(&mut self, id: NodeId, merged: MergedWeight) -> BufferId {
+        let MergedWeight { weight, a, b, scale, gain, .. } = merged;
+        let [out, k] = [0, 1].map(|axis| self.shape(weight)[axis].clone());
+        let kernel = Merge { out, k, rank: self.shape(a)[0].clone(), gain: gain.is_some() };
+        let mut reads = vec![
+            self.panels(weight),
+            self.packed_weight(a, Packing::Rows, 1.0),
+            self.packed_weight(b, Packing::Panels, scale),
+        ];
+        reads.extend(gain.map(|gain| self.value(gain)));
+        let name = format!("{}.{}", self.name(id), Packing::Panels);
+        let write = self.scratch(&name, Shape::new(vec![kernel.floats()]), self.stage(id));
+        self.step(id, Kernel::Merge(kernel), reads, write);
+        write
     }
 
     /// Whether a table that is looked up at `stage` is there as the panels of a layer that is tied to it, and nothing else
@@ -63,7 +89,7 @@ impl Planner<'_> {
             matches!(node.op(), Op::Param(_)) && node.ty().dtype == DType::F32 && node.ty().rank() == 2;
         let is_output = self.graph.outputs().iter().any(|output| output.node == table);
         let users = self.graph.users(table);
-        let is_layer = |&(user, slot): &(NodeId, usize)| is_layer_of(self.graph.node(user).op(), slot);
+        let is_layer = |&user: &(NodeId, usize)| self.uses_panels(user);
         let is_gather = |&(user, slot): &(NodeId, usize)| {
             matches!(self.graph.node(user).op(), Op::Gather(_)) && slot == ops::Gather::TABLE
         };
@@ -243,11 +269,10 @@ impl Planner<'_> {
         let (a, b) = (self.operand(id, ops::LoraNorm::A), self.operand(id, ops::LoraNorm::B));
         let [out, k] = [0, 1].map(|axis| self.shape(weight)[axis].clone());
         let kernel = RowNorm { out, k, rank: self.shape(a)[0].clone() };
-        // The panels of a layer serve its norm, too. Where there is no such layer, because the weight that it reads is
-        // another, they are scratch: kept from the base's stage on they would be a second copy of W.
-        let is_layer = |&(user, slot): &(NodeId, usize)| is_layer_of(self.graph.node(user).op(), slot);
-        let has_layer = self.graph.users(weight).iter().any(is_layer);
-        let panels_stage = if has_layer { self.stage(self.matrix(weight).0) } else { self.stage(id) };
+        // The panels of a layer serve its norm, too. Where nothing else needs them, they are scratch: kept from the base's
+        // stage on they would be a second copy of W.
+        let are_kept = self.graph.users(weight).into_iter().any(|user| self.uses_panels(user));
+        let panels_stage = if are_kept { self.stage(self.matrix(weight).0) } else { self.stage(id) };
         let reads = vec![
             self.packed_weight_at(panels_stage, weight, Packing::Panels, 1.0),
             self.packed_weight(a, Packing::Rows, 1.0),
@@ -284,13 +309,6 @@ impl Planner<'_> {
         self.step(at, Kernel::Linear(kernel), reads, write);
         write
     }
-}
-
-/// Whether an op is a layer whose weight is its operand in this slot.
-fn is_layer_of(op: &Op, slot: usize) -> bool {
-    let is_layer =
-        matches!(op, Op::Dense(_) | Op::Adaptable(_) | Op::Lora(_) | Op::Dora(_) | Op::OutputDora(_));
-    is_layer && slot == 1
 }
 
 fn plain_linear(batch: Dim, rows: Dim, k: Dim, out: Dim) -> Linear {

@@ -2,7 +2,7 @@
 //! nothing about where buffers are.
 
 use crate::plan::kernel::{
-    Access, Attention, Dot, Kernel, Linear, Loop, MatrixLayout, Packing, Row, RowNorm, RowOp, View,
+    Access, Attention, Dot, Kernel, Linear, Loop, MatrixLayout, Merge, Packing, Row, RowNorm, RowOp, View,
 };
 use engraft_ir::{Bindings, Dim, DimError};
 use std::ops::Range;
@@ -214,6 +214,16 @@ impl Extents<'_> {
         Ok(Footprints { reads, write: self.tensor(&[batch, queries, &width])? })
     }
 
+    /// W, A and B, packed.
+    fn adapted(self, out: &Dim, k: &Dim, rank: &Dim) -> Result<Vec<Footprint>, DimError> {
+        let one = Dim::fixed(1);
+        Ok(vec![
+            self.packed(Packing::Panels, &one, out, k)?,
+            self.packed(Packing::Rows, &one, rank, k)?,
+            self.packed(Packing::Panels, &one, out, rank)?,
+        ])
+    }
+
     /// What a kernel touches.
     pub(super) fn footprints(self, kernel: &Kernel) -> Result<Footprints, DimError> {
         match kernel {
@@ -228,13 +238,12 @@ impl Extents<'_> {
             }),
             Kernel::RowNorm(norm) => {
                 let RowNorm { out, k, rank } = norm;
-                let one = Dim::fixed(1);
-                let reads = vec![
-                    self.packed(Packing::Panels, &one, out, k)?,
-                    self.packed(Packing::Rows, &one, rank, k)?,
-                    self.packed(Packing::Panels, &one, out, rank)?,
-                ];
-                Ok(Footprints { reads, write: self.tensor(&[out])? })
+                Ok(Footprints { reads: self.adapted(out, k, rank)?, write: self.tensor(&[out])? })
+            }
+            Kernel::Merge(Merge { out, k, rank, gain }) => {
+                let mut reads = self.adapted(out, k, rank)?;
+                reads.extend(gain.then(|| self.tensor(&[out])).transpose()?);
+                Ok(Footprints { reads, write: self.packed(Packing::Panels, &Dim::fixed(1), out, k)? })
             }
             Kernel::Loop(body) => {
                 let reads =

@@ -20,7 +20,7 @@ mod memory;
 
 pub use error::{BufferRef, CheckError, Packed, StepRef, Unsound};
 
-use super::kernel::{Access, Expr, Kernel, Linear, Loop, Packing, RowNorm};
+use super::kernel::{Access, Expr, Kernel, Linear, Loop, Merge, Packing, RowNorm};
 use super::{BufferId, Plan, STAGES, Step, Storage};
 use engraft_ir::{Bindings, Dim, DimError, Stage};
 use footprint::{Extents, Footprint, packed_bytes};
@@ -367,27 +367,24 @@ impl Checker<'_> {
     /// Checks what a kernel takes packed and what its epilogue walks, and remembers what is packed.
     fn packing(&mut self, index: usize, step: &Step) -> Result<(), DimError> {
         let step_ref = StepRef::of(self.plan, index);
+        let extents = Extents(&self.known);
         let (expected, product) = match &step.kernel {
-            Kernel::Pack(pack) => {
-                let extents = Extents(&self.known);
-                let (batch, out, k) =
-                    (extents.of(&pack.batch)?, extents.of(&pack.matrix.out)?, extents.of(&pack.matrix.k)?);
-                self.packed.insert(step.write, Packed { packing: pack.packing, batch, out, k });
-                if !matches!(self.plan.buffer(step.write).storage, Storage::Arena(_) | Storage::Staged(_)) {
-                    let buffer = self.buffer(step.write);
-                    self.errors.push(CheckError::Unaligned { step: step_ref, buffer });
-                }
-                return Ok(());
-            }
-            Kernel::Linear(linear) => (Extents(&self.known).linear_operands(linear)?, Some(linear)),
-            Kernel::Dot(dot) => (vec![(1, Extents(&self.known).one(Packing::Rows, &dot.out, &dot.k)?)], None),
-            Kernel::RowNorm(RowNorm { out, k, rank }) => {
-                let extents = Extents(&self.known);
+            Kernel::Linear(linear) => (extents.linear_operands(linear)?, Some(linear)),
+            Kernel::Dot(dot) => (vec![(1, extents.one(Packing::Rows, &dot.out, &dot.k)?)], None),
+            Kernel::RowNorm(RowNorm { out, k, rank }) | Kernel::Merge(Merge { out, k, rank, .. }) => {
                 let w = extents.one(Packing::Panels, out, k)?;
                 let a = extents.one(Packing::Rows, rank, k)?;
                 (vec![(0, w), (1, a), (2, extents.one(Packing::Panels, out, rank)?)], None)
             }
             _ => (Vec::new(), None),
+        };
+        let made = match &step.kernel {
+            Kernel::Pack(pack) => Some(Packed {
+                batch: extents.of(&pack.batch)?,
+                ..extents.one(pack.packing, &pack.matrix.out, &pack.matrix.k)?
+            }),
+            Kernel::Merge(Merge { out, k, .. }) => Some(extents.one(Packing::Panels, out, k)?),
+            _ => None,
         };
         for (operand, expected) in expected {
             let id = step.reads[operand];
@@ -404,7 +401,15 @@ impl Checker<'_> {
                 self.errors.push(CheckError::Epilogue { step: step_ref, rows, out });
             }
         }
-        self.packed.remove(&step.write);
+        let Some(made) = made else {
+            self.packed.remove(&step.write);
+            return Ok(());
+        };
+        self.packed.insert(step.write, made);
+        if !matches!(self.plan.buffer(step.write).storage, Storage::Arena(_) | Storage::Staged(_)) {
+            let (step, buffer) = (StepRef::of(self.plan, index), self.buffer(step.write));
+            self.errors.push(CheckError::Unaligned { step, buffer });
+        }
         Ok(())
     }
 
