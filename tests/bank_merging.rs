@@ -28,14 +28,7 @@ fn by_cost(memory: Option<u64>) -> Merging {
         tile: (1..=8).map(|rows| f64::from(rows) * 1e-9).collect(),
         dot: 1e-10,
         merge: 1e-12,
-        memory: vec![Level {
-            bytes: 1 << 20,
-            read: 192e9,
-            apart: [1e-9, 8e-9],
-            first: 8e-9,
-            fresh: 1e9,
-            packed: 5e8,
-        }],
+        memory: vec![Level { bytes: 1 << 20, read: 192e9, apart: [1e-9, 8e-9], first: 8e-9, fresh: 1e9 }],
     };
     let workload = Workload { rows: 8, memory, ..Workload::default() };
     Merging::by_cost(CostModel { rates, workload, dims: Bindings::new() })

@@ -6,7 +6,7 @@ use crate::adapters::Numbers;
 use crate::findings::{Section, Times};
 use crate::layers::{Contender, Layer};
 use crate::turns::medians;
-use engraft::compiler::plan::merge_cost::{self, Estimate, Way, Workload};
+use engraft::compiler::plan::merge_cost::{self, Estimate, Workload};
 use engraft::runtime::measure::Rates;
 use engraft::runtime::{Adapter, Rows};
 use std::sync::Arc;
@@ -140,12 +140,7 @@ impl<'a> Points<'a> {
 
     fn numbers(&self) -> merge_cost::Layer {
         let Layer { inputs, outputs, .. } = *self.layer;
-        merge_cost::Layer {
-            out: outputs as u64,
-            k: inputs as u64,
-            rank: self.rank as u64,
-            way: Way::ByPanels,
-        }
+        merge_cost::Layer { out: outputs as u64, k: inputs as u64, rank: self.rank as u64 }
     }
 }
 

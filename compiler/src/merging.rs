@@ -2,7 +2,7 @@
 //! decided of each layer. The rewrite is the pass `merge`; what a layer costs either way is `plan/merge_cost.rs`.
 
 use crate::passes::MergeError;
-use crate::plan::merge_cost::{Choice, Estimate, Layer, Way, Workload, choose};
+use crate::plan::merge_cost::{Choice, Estimate, Layer, Workload, choose};
 use engraft_ir::ops::{Dora, Lora};
 use engraft_ir::{Bindings, Graph, NodeId, Op, Stage, Stages};
 use engraft_runtime::measure::Rates;
@@ -186,7 +186,7 @@ impl CostModel {
             weights.updates.first().and_then(of).map_or(0, |&extent| extent as u64)
         };
         let (out, k) = (extent(|update| update.b.shape().first()), extent(|update| update.a.shape().get(1)));
-        let layer = Layer { out, k, rank: weights.rank() as u64, way: Way::ByPanels };
+        let layer = Layer { out, k, rank: weights.rank() as u64 };
         let beside =
             self.workload.beside.saturating_add(base.saturating_sub(out.saturating_mul(k).saturating_mul(4)));
         Estimate::new(layer, Workload { beside, ..self.workload }, &self.rates)
@@ -272,8 +272,7 @@ fn extents(graph: &Graph, id: NodeId) -> Result<Layer, MergeError> {
         })
     };
     let (out, k, rank) = (extent(Lora::WEIGHT, 0)?, extent(Lora::WEIGHT, 1)?, extent(Lora::A, 0)?);
-    let packs = if matches!(graph.node(id).op(), Op::Dora(_)) { 2 } else { 1 };
-    Ok(Layer { out, k, rank, way: Way::ByRows { packs } })
+    Ok(Layer { out, k, rank })
 }
 
 /// The bytes of a graph's parameters, as far as they are known: what a call reads.

@@ -8,7 +8,7 @@ use common::{difference, run};
 use engraft_compiler::merging::{CostModel, Decision, MergeRule, Merging, survey};
 use engraft_compiler::passes::{MergeError, PassError};
 use engraft_compiler::pipeline::{self, PipelineError};
-use engraft_compiler::plan::merge_cost::{Choice, Estimate, Layer, MARGIN, Way, Workload, choose};
+use engraft_compiler::plan::merge_cost::{Choice, Estimate, Layer, MARGIN, Workload, choose};
 use engraft_compiler::{Options, compile};
 use engraft_ir::DType::F32;
 use engraft_ir::eval::eval;
@@ -27,18 +27,11 @@ fn machine() -> Rates {
         tile: (1..=8).map(|rows| f64::from(rows) * 1e-9).collect(),
         dot: 1e-12,
         merge: 1e-12,
-        memory: vec![Level {
-            bytes: 1 << 20,
-            read: 192e9,
-            apart: [2e-9, 9e-9],
-            first: 9e-9,
-            fresh: 1e9,
-            packed: 5e8,
-        }],
+        memory: vec![Level { bytes: 1 << 20, read: 192e9, apart: [2e-9, 9e-9], first: 9e-9, fresh: 1e9 }],
     }
 }
 
-const LAYER: Layer = Layer { out: 96, k: 100, rank: 4, way: Way::ByPanels };
+const LAYER: Layer = Layer { out: 96, k: 100, rank: 4 };
 
 fn close(ours: f64, theirs: f64) {
     assert!((ours - theirs).abs() <= 1e-12 * theirs.abs().max(1e-6), "{ours} for {theirs}");
@@ -53,10 +46,6 @@ fn times_are_what_one_works_out_by_hand() {
     close(one.factored, one.merged + 4.0 * 400.0 / 192e9 + 2.0 * 4.0 * 8e-9);
     // Each element's 4 products; W read and W' written, and memory for it.
     close(one.merging, 96.0 * 400.0 * 1e-12 + 2.0 * 38_400.0 / 192e9 + 38_400.0 / 1e9);
-    for packs in [1, 2] {
-        let by_rows = Estimate::new(Layer { way: Way::ByRows { packs }, ..LAYER }, workload, &machine());
-        close(by_rows.merging, 96.0 * 400.0 * 1e-12 + packs as f64 * 38_400.0 / 5e8);
-    }
     close(one.break_even().unwrap(), one.merging / (one.factored * (1.0 - MARGIN) - one.merged));
     assert_eq!(one.bytes, 38_400);
 
@@ -77,10 +66,9 @@ fn times_are_what_one_works_out_by_hand() {
 /// From memory ten times slower, a weight for each adapter takes longer than the arithmetic.
 #[test]
 fn weights_that_no_cache_holds_are_better_shared() {
-    let far =
-        Level { bytes: 1 << 22, read: 19.2e9, apart: [11e-9, 18e-9], first: 18e-9, fresh: 1e9, packed: 5e8 };
+    let far = Level { bytes: 1 << 22, read: 19.2e9, apart: [11e-9, 18e-9], first: 18e-9, fresh: 1e9 };
     let rates = Rates { memory: vec![machine().memory[0], far], ..machine() };
-    let layer = Layer { out: 4800, k: 4800, rank: 256, ..LAYER };
+    let layer = Layer { out: 4800, k: 4800, rank: 256 };
     let saved = |adapters| {
         Estimate::new(layer, Workload { rows: 8, adapters, ..Workload::default() }, &rates).saved()
     };
@@ -111,11 +99,11 @@ fn a_decision_is_one_line_with_its_numbers() {
 
 /// A machine, layers and a workload.
 fn cases() -> impl Strategy<Value = (Layer, Workload, Rates)> {
-    let layer = (1_u64..5000, 1_u64..5000, 0_u64..100, 0_u64..3);
+    let layer = (1_u64..5000, 1_u64..5000, 0_u64..100);
     let workload = (1_u64..300, 1_u64..200, 0.1_f64..1e5, 0_u64..1 << 28);
     let rates = (1e-10_f64..1e-8, 1e-12_f64..1e-9, 1e-12_f64..1e-9, 1e9_f64..1e12, 1e8_f64..1e11);
     (layer, workload, rates).prop_map(|(layer, workload, rates)| {
-        let (out, k, rank, packs) = layer;
+        let (out, k, rank) = layer;
         let (rows, adapters, calls_per_swap, beside) = workload;
         let (tile, dot, merge, read, fresh) = rates;
         let level = |bytes: u64, slower: f64| Level {
@@ -124,7 +112,6 @@ fn cases() -> impl Strategy<Value = (Layer, Workload, Rates)> {
             apart: [200.0 * slower / read, tile * 8.0 + 200.0 * slower / read],
             first: tile * 8.0 + 200.0 * slower / read,
             fresh: fresh / slower,
-            packed: fresh / 2.0 / slower,
         };
         let rates = Rates {
             tile: (1..=8).map(|rows| tile * f64::from(rows.max(3))).collect(),
@@ -134,8 +121,7 @@ fn cases() -> impl Strategy<Value = (Layer, Workload, Rates)> {
             ..machine()
         };
         let workload = Workload { rows, adapters, calls_per_swap, memory: None, beside };
-        let way = if packs > 0 { Way::ByRows { packs } } else { Way::ByPanels };
-        (Layer { out, k, rank, way }, workload, rates)
+        (Layer { out, k, rank }, workload, rates)
     })
 }
 
@@ -166,7 +152,6 @@ proptest! {
                 .map(|level| Level {
                     read: level.read / 2.0,
                     fresh: level.fresh / 2.0,
-                    packed: level.packed / 2.0,
                     apart: level.apart.map(|seconds| 2.0 * seconds),
                     first: 2.0 * level.first,
                     ..*level

@@ -23,20 +23,6 @@ pub struct Layer {
     pub k: u64,
     /// The adapter's rank: of all updates together, if there are several.
     pub rank: u64,
-    /// How the merged weight is made.
-    pub way: Way,
-}
-
-/// How a merged weight is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// Panels from the panels of W, as a bank does it.
-    ByPanels,
-    /// By rows, as values of a graph: s B A, then W' and its panels.
-    ByRows {
-        /// How often a matrix as large as W is packed: W' is, and for DoRA's norms W, too.
-        packs: u64,
-    },
 }
 
 /// How layers are used.
@@ -225,17 +211,11 @@ impl Model<'_> {
         arithmetic.max(self.panel_row() / self.nearest())
     }
 
-    /// `W + s B A` for each element, in memory that is taken for it: W is read, and W' written, where neither is near. By rows
-    /// there is a matrix written for each that is packed.
+    /// `W + s B A` for each element, in memory that is taken for it: W is read, and W' written, where neither is near.
     fn merging(&self) -> f64 {
-        let Layer { out, k, rank, way } = self.layer;
+        let Layer { out, k, rank } = self.layer;
         let bytes = self.weight() as f64;
-        let moved = match way {
-            Way::ByPanels => {
-                2.0 * bytes / self.read(2.0 * bytes) + bytes / self.rate(bytes, |level| level.fresh)
-            }
-            Way::ByRows { packs } => packs as f64 * bytes / self.rate(bytes, |level| level.packed),
-        };
+        let moved = 2.0 * bytes / self.read(2.0 * bytes) + bytes / self.rate(bytes, |level| level.fresh);
         out as f64 * k as f64 * rank as f64 * self.rates.merge + moved
     }
 

@@ -6,12 +6,10 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use super::{Floats, MeasureError, TURN, Tile, fastest_of, memory};
-use crate::abi::{Pack, Packing};
 use crate::context::Context;
 use crate::entry::{BLOCK_ROWS, DOT_ROWS};
 use crate::kernels::{AdaptedPanel, Block, DotBlock, Finish, K_BLOCK, MergeBlock};
-use crate::memory::Buffer;
-use crate::panels::{self, LANE, PANEL, row_stride};
+use crate::panels::{LANE, PANEL, row_stride};
 
 /// Working sets at which reading is measured: from what a second-level cache has room for to what none has.
 const WORKING_SETS: [usize; 6] = [512 << 10, 2 << 20, 8 << 20, 16 << 20, 32 << 20, 96 << 20];
@@ -62,9 +60,6 @@ pub struct Level {
     pub first: f64,
     /// Bytes per second at which as much memory is taken from the system, written, and given back.
     pub fresh: f64,
-    /// Bytes per second at which a product of low rank is written by rows and then packed into panels, both in memory that is
-    /// taken for it and given back.
-    pub packed: f64,
 }
 
 impl Rates {
@@ -77,14 +72,9 @@ impl Rates {
         let tile: Vec<_> =
             (1..=context.kernels.tile_rows).map(|rows| tile(context, rows)).collect::<Result<_, _>>()?;
         let largest = WORKING_SETS[WORKING_SETS.len() - 1] / size_of::<f32>();
-        // Before there is a weight: together they would take half as much again.
-        let factors = Floats::new("low-rank factors", largest / K * RANK)?;
-        let packed =
-            WORKING_SETS.map(|bytes| tried(|| packed(context, &factors, bytes)).map(|s| bytes as f64 / s));
-        let packed = packed.into_iter().collect::<Result<Vec<_>, _>>()?;
         let weight = Floats::new("a working set", largest)?;
         let highest = context.kernels.tile_rows;
-        let level = |(bytes, packed): (usize, f64)| {
+        let level = |bytes: usize| {
             Ok(Level {
                 bytes: bytes as u64,
                 read: PANEL_ROW / read(context, &weight, bytes, 1, 1)?,
@@ -96,10 +86,9 @@ impl Rates {
                 first: (read(context, &weight, bytes, 2 * highest, APART)? - tile[highest - 1])
                     .max(tile[highest - 1]),
                 fresh: bytes as f64 / tried(|| memory("a working set", bytes))?,
-                packed,
             })
         };
-        let memory = WORKING_SETS.into_iter().zip(packed).map(level).collect::<Result<_, _>>()?;
+        let memory = WORKING_SETS.into_iter().map(level).collect::<Result<_, _>>()?;
         Ok(Rates {
             panel: PANEL as u64,
             block: BLOCK_ROWS as u64,
@@ -116,49 +105,6 @@ impl Rates {
 fn tile(context: &Context, rows: usize) -> Result<f64, MeasureError> {
     let mut tile = Tile::of(rows)?;
     Ok(repeated(|| tile.run(context)) / tile.inputs() as f64)
-}
-
-/// A product with [`RANK`] inputs, in new memory by rows, and packed into new memory.
-fn packed(context: &Context, factors: &Floats, bytes: usize) -> Result<[Buffer; 2], MeasureError> {
-    let (rows, panels) = (memory("a product", bytes)?, memory("a product's panels", bytes)?);
-    let out = bytes / size_of::<f32>() / K / LANE * LANE;
-    let factors = factors.as_slice().as_ptr();
-    for (first, panel) in
-        (0..out).step_by(BLOCK_ROWS).flat_map(|first| (0..K / PANEL).map(move |panel| (first, panel)))
-    {
-        let finishes = [Finish::nothing(out)];
-        // SAFETY: a block of the product, whose factors are `[out, RANK]` and `[K, RANK]` at most as long.
-        unsafe {
-            (context.kernels.product)(&Block {
-                rows: BLOCK_ROWS.min(out - first),
-                k: RANK,
-                first_column: 0,
-                width: PANEL,
-                columns: PANEL,
-                x: factors.add(first * RANK),
-                w: factors.add(panel * PANEL * RANK),
-                y: rows.floats().add(first * K + panel * PANEL),
-                y_stride: K,
-                first_row: first,
-                finishes: &finishes,
-            });
-        }
-    }
-    let pack = Pack {
-        batch: 1,
-        out: out as u64,
-        k: K as u64,
-        w: rows.floats(),
-        w_batch_stride: 0,
-        out_stride: K as u64,
-        k_stride: 1,
-        scale: 1.0,
-        packing: Packing::Panels,
-        packed: panels.floats(),
-    };
-    // SAFETY: both have as many floats, since the outputs are whole lanes.
-    unsafe { panels::pack_here(&pack) };
-    Ok([rows, panels])
 }
 
 /// Seconds for each input of a panel that a product of few rows takes that reads panels of so many bytes together, each so
@@ -272,9 +218,7 @@ mod tests {
         let rates = Rates::measure(&context).unwrap();
         assert_eq!(rates.tile.len(), context.kernels.tile_rows);
         assert_eq!(rates.memory.iter().map(|level| level.bytes as usize).collect::<Vec<_>>(), WORKING_SETS);
-        let of_level = |level: &Level| {
-            [level.read, level.fresh, level.packed, level.first, level.apart[0], level.apart[1]]
-        };
+        let of_level = |level: &Level| [level.read, level.fresh, level.first, level.apart[0], level.apart[1]];
         let memory = rates.memory.iter().flat_map(of_level);
         let all = rates.tile.iter().copied().chain([rates.dot, rates.merge]).chain(memory);
         assert!(all.into_iter().all(|rate| rate.is_finite() && rate > 0.0), "{rates:?}");
