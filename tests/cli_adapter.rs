@@ -305,8 +305,8 @@ fn what_cannot_be_exported_is_refused() {
         assert!(place.names().is_empty());
     };
     export("composed/d1", &["DoRA is none: its gain multiplies W"]);
-    export("peft/pissa", &["adapter 2 was initialised by `pissa`"]);
-    export("peft/lora_bias_all", &["adapter 2 replaces `fc1.base_layer.bias`"]);
+    export("peft/pissa", &["peft/pissa: adapter 2 was initialised by `pissa`"]);
+    export("peft/lora_bias_all", &["peft/lora_bias_all: adapter 2 replaces `fc1.base_layer.bias`"]);
     export("peft/none", &["none", "adapter_config.json"]);
     fs::create_dir(&out).unwrap();
     fs::write(place.path("out/x"), "").unwrap();
@@ -316,4 +316,32 @@ fn what_cannot_be_exported_is_refused() {
     );
     let bad = ["adapter", "export", "--adapter", "composed/l1*x", "--output", &out];
     assert_eq!(engraft(&bad).status.code(), Some(2));
+}
+
+/// The adapter is named by its directory, whichever of several it is.
+#[test]
+fn what_does_not_fit_is_named() {
+    let (base, place) = (model_directory(&case("bert_dora")), Place::new());
+    let base = text(base.path());
+    let none = ["peft/llama_dora: adapter 2: the adapter's config targets none of the graph's modules"];
+    refuses(&["adapter", "diff", "peft/bert_dora", "peft/llama_dora", "--base", base], &none);
+    let out = place.path("out");
+    let merge = ["adapter", "merge", base, "--adapter", "peft/bert_dora", "--adapter", "peft/llama_dora"];
+    refuses(&[&merge[..], &["--output", &out]].concat(), &none);
+
+    let untargeted = place.adapter("dora", json!({"target_modules": ["fc2"]}));
+    let parts = [&format!("{untargeted}: "), "module `fc1` has tensors, but the config does not target it"];
+    refuses(&["adapter", "diff", "peft/dora", &untargeted], &parts);
+    refuses(&["adapter", "export", "--adapter", &untargeted, "--output", &out], &parts);
+
+    let stray = place.path("stray");
+    fs::create_dir(&stray).unwrap();
+    let file = |name: &str| PathBuf::from(&stray).join(name);
+    fs::copy(case("dora").join("adapter_config.json"), file("adapter_config.json")).unwrap();
+    fs::copy(case("dora").join("base.safetensors"), file("adapter_model.safetensors")).unwrap();
+    let parts = [
+        &format!("{stray}/adapter_model.safetensors: "),
+        "expected a name that starts with `base_model.model.`",
+    ];
+    refuses(&["adapter", "export", "--adapter", &stray, "--output", &out], &parts);
 }

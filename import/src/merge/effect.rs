@@ -40,7 +40,10 @@ impl Effect {
 /// One does not fit the model, or has no merged weight, or a file cannot be read.
 pub fn effects(base: impl AsRef<Path>, adapters: &[&PeftAdapter]) -> Result<Vec<Effect>, MergeError> {
     let base = BaseFiles::open(base.as_ref())?;
-    let compositions = adapters.iter().map(|adapter| base.compose(&[adapter]));
+    let compositions = adapters.iter().enumerate().map(|(index, adapter)| {
+        // Each is composed alone, so its error calls it the first.
+        base.compose(&[adapter]).map_err(|error| error.of_adapter(index + 1))
+    });
     let compositions: Vec<Composition> = compositions.collect::<Result<_, _>>()?;
     let mut modules: BTreeMap<&str, Vec<Option<&ComposedModule>>> = BTreeMap::new();
     for (index, composition) in compositions.iter().enumerate() {

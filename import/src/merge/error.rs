@@ -200,6 +200,27 @@ pub enum MergeError {
     },
 }
 
+impl MergeError {
+    /// Which adapter does not fit, from 1, if it is one alone.
+    pub fn adapter(&self) -> Option<usize> {
+        match self {
+            Self::Names { adapter, .. } | Self::Outside { adapter, .. } => Some(*adapter),
+            Self::Compose(error) => error.adapter(),
+            _ => None,
+        }
+    }
+
+    /// The same of an adapter that is another one to the caller.
+    pub(super) fn of_adapter(self, number: usize) -> Self {
+        match self {
+            Self::Names { source, .. } => Self::Names { adapter: number, source },
+            Self::Outside { tensors, .. } => Self::Outside { adapter: number, tensors },
+            Self::Compose(error) => Self::Compose(error.of_adapter(number)),
+            other => other,
+        }
+    }
+}
+
 fn names(names: &[String]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }

@@ -59,11 +59,17 @@ pub enum AdapterError {
     #[error(transparent)]
     Tensors(#[from] SafetensorsError),
     /// A tensor's name is not one that PEFT gives.
-    #[error("tensor `{tensor}`: expected a name that starts with `{PREFIX}`")]
+    #[error("{}tensor `{tensor}`: expected a name that starts with `{PREFIX}`", in_file(.file.as_deref()))]
     Name {
+        /// The file that holds it, if it came from one.
+        file: Option<PathBuf>,
         /// The tensor.
         tensor: String,
     },
+}
+
+fn in_file(file: Option<&Path>) -> String {
+    file.map_or_else(String::new, |file| format!("{}: ", file.display()))
 }
 
 /// A LoRA or DoRA adapter as PEFT saved it.
@@ -90,7 +96,7 @@ impl PeftAdapter {
         if !tensors.exists() && pickle.exists() {
             return Err(AdapterError::Pickle { path: pickle });
         }
-        Self::new(config, &read_weights(tensors)?)
+        Self::named(config, &read_weights(&tensors)?, Some(&tensors))
     }
 
     /// An adapter of this config and these tensors, under the names that PEFT gives them in a file.
@@ -98,9 +104,14 @@ impl PeftAdapter {
     /// # Errors
     /// [`AdapterError::Name`].
     pub fn new(config: LoraConfig, tensors: &Weights) -> Result<Self, AdapterError> {
+        Self::named(config, tensors, None)
+    }
+
+    /// As [`new`](Self::new) for tensors from a file, if there is one.
+    fn named(config: LoraConfig, tensors: &Weights, file: Option<&Path>) -> Result<Self, AdapterError> {
         let strip = |name: &str| match name.strip_prefix(PREFIX) {
             Some(stripped) => Ok(stripped.to_owned()),
-            None => Err(AdapterError::Name { tensor: name.to_owned() }),
+            None => Err(AdapterError::Name { file: file.map(Path::to_owned), tensor: name.to_owned() }),
         };
         let tensors = tensors.iter().map(|(name, tensor)| Ok((strip(name)?, tensor.clone())));
         let tensors = tensors.collect::<Result<_, AdapterError>>()?;

@@ -70,6 +70,18 @@ pub enum CombineError {
     Adapter(#[from] AdapterError),
 }
 
+impl CombineError {
+    /// Which adapter is refused, from 1, if it is one alone.
+    pub fn adapter(&self) -> Option<usize> {
+        match self {
+            Self::Factors { adapter, .. }
+            | Self::Replaced { adapter, .. }
+            | Self::ResidualBase { adapter, .. } => Some(*adapter),
+            _ => None,
+        }
+    }
+}
+
 /// Σ w s B A of LoRA adapters, as one adapter with s = 1: its A's are theirs put below each other, its B's are w s B beside
 /// each other, so its rank is the sum of theirs. The numbers are rounded once, when w s B becomes `f32`.
 ///

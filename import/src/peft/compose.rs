@@ -57,6 +57,24 @@ pub enum ComposeError {
     },
 }
 
+impl ComposeError {
+    /// Which adapter does not fit, from 1, if it is one alone.
+    pub fn adapter(&self) -> Option<usize> {
+        match self {
+            Self::Attach { adapter, .. } | Self::Factors { adapter, .. } => Some(*adapter),
+            Self::Nothing | Self::ReplacedTwice { .. } | Self::ReplacedAndAdapted { .. } => None,
+        }
+    }
+
+    /// The same of an adapter that is another one to the caller.
+    pub(crate) fn of_adapter(mut self, number: usize) -> Self {
+        if let Self::Attach { adapter, .. } | Self::Factors { adapter, .. } = &mut self {
+            *adapter = number;
+        }
+        self
+    }
+}
+
 /// What adapters that are active together do to one module.
 #[derive(Clone, Debug)]
 pub struct ComposedModule {

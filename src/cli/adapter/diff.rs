@@ -2,12 +2,12 @@
 
 use super::inspect::find;
 use super::table::{Table, short_or_dash};
-use super::{BaseArgs, kind};
+use super::{BaseArgs, in_adapter, kind};
 use crate::cli::error::CliError;
 use crate::cli::output::{FAINT, HEADING, Output, wrapped};
 use clap::Args;
 use engraft::import::merge::{self, Effect};
-use engraft::import::peft::{Contents, Factors, relation};
+use engraft::import::peft::{Contents, Factors, PeftAdapter, relation};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -79,9 +79,14 @@ impl Diff {
     pub fn run(&self, output: &mut Output) -> Result<(), CliError> {
         let open = |path| super::open(path, self.base.residual_base);
         let (first, second) = (open(&self.first)?, open(&self.second)?);
-        let contents = [first.contents()?, second.contents()?];
+        let paths = [self.first.as_path(), self.second.as_path()];
+        let contents = |adapter: &PeftAdapter, number| {
+            adapter.contents().map_err(|error| in_adapter(Some(number), error.into(), &paths))
+        };
+        let contents = [contents(&first, 1)?, contents(&second, 2)?];
+        let effects = self.base.base.as_ref().map(|base| merge::effects(base, &[&first, &second]));
         let effects =
-            self.base.base.as_ref().map(|base| merge::effects(base, &[&first, &second])).transpose()?;
+            effects.transpose().map_err(|error| in_adapter(error.adapter(), error.into(), &paths))?;
         let effects = effects.unwrap_or_default().into_iter().map(|effect| (effect.module.clone(), effect));
         let mut facts = self.facts(&contents, &effects.collect());
         let replaced: BTreeSet<_> = contents.iter().flat_map(|contents| &contents.replaced).collect();

@@ -1,5 +1,6 @@
 //! `engraft adapter export`: an adapter, or a weighted combination of several, as a directory that PEFT loads.
 
+use super::in_adapter;
 use crate::cli::error::CliError;
 use crate::cli::output::{HEADING, Output};
 use clap::Args;
@@ -52,16 +53,18 @@ impl Export {
         check_free(&self.output)?;
         let open = |weighted: &Weighted| Ok((weighted.weight, PeftAdapter::open(&weighted.path)?));
         let adapters: Vec<_> = self.adapter.iter().map(open).collect::<Result<_, CliError>>()?;
+        let paths: Vec<&Path> = self.adapter.iter().map(|weighted| weighted.path.as_path()).collect();
         let exported = match adapters.as_slice() {
             [(None, alone)] => alone.clone(),
             several => {
                 let parts: Vec<_> =
                     several.iter().map(|(weight, adapter)| (weight.unwrap_or(1.0), adapter)).collect();
-                combine(&parts)?
+                combine(&parts).map_err(|error| in_adapter(error.adapter(), error.into(), &paths))?
             }
         };
-        // Whatever is wrong with the tensors is told before anything is written.
-        let modules = exported.contents()?.factors.len();
+        // Whatever is wrong with the tensors is told before anything is written. Of a combination nothing is.
+        let contents = exported.contents().map_err(|error| in_adapter(Some(1), error.into(), &paths))?;
+        let modules = contents.factors.len();
         exported.save(&self.output)?;
         let plural = if modules == 1 { "" } else { "s" };
         let kind = super::kind(exported.config().use_dora);

@@ -1,5 +1,6 @@
 //! `engraft adapter merge`: adapters into a model's weights, and out of them again, as a directory.
 
+use super::in_adapter;
 use super::table::{Table, percent};
 use crate::cli::error::CliError;
 use crate::cli::output::{FAINT, HEADING, Output, wrapped};
@@ -8,7 +9,7 @@ use engraft::import::merge::{LEAST_SURVIVAL, MergeOptions, MergeReport, MergedTe
 use engraft::import::peft::PeftAdapter;
 use engraft::import::safetensors::FloatType;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Merge adapters into the weights of a model, or take them out again
 ///
@@ -86,7 +87,10 @@ impl Merge {
         let Rounding { dtype, survival, force } = self.rounding;
         let options = MergeOptions { dtype, least_survival: survival, force };
         let run = if self.unmerge { unmerge } else { merge };
-        let report = run(&self.model, &adapters, &self.output, options)?;
+        let report = run(&self.model, &adapters, &self.output, options).map_err(|error| {
+            let paths: Vec<&Path> = self.adapter.iter().map(PathBuf::as_path).collect();
+            in_adapter(error.adapter(), error.into(), &paths)
+        })?;
         if self.json {
             return output.json(&facts(&report));
         }

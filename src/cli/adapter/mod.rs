@@ -59,6 +59,14 @@ fn open(path: &Path, residual_base: bool) -> Result<PeftAdapter, CliError> {
     Ok(if residual_base { adapter.on_residual_base() } else { adapter })
 }
 
+/// An error of adapters, with the directory of the one that it is about, from 1, if it is about one alone.
+fn in_adapter(number: Option<usize>, error: CliError, adapters: &[&Path]) -> CliError {
+    match number.and_then(|number| adapters.get(number.checked_sub(1)?)) {
+        Some(path) => error.in_file(path),
+        None => error,
+    }
+}
+
 /// What an adapter is called.
 fn kind(is_dora: bool) -> &'static str {
     if is_dora { "DoRA" } else { "LoRA" }
