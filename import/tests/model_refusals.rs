@@ -115,6 +115,10 @@ fn fields_that_are_not_supported_are_refused_by_name() {
         ("llama", "rope_interleaved", json!(true)),
         ("llama", "partial_rotary_factor", json!(0.5)),
         ("qwen2", "use_mrope", json!(true)),
+        ("gpt2", "is_causal", json!(false)),
+        ("llama", "is_causal", json!(false)),
+        ("llama", "is_causal", json!(null)),
+        ("qwen2", "is_causal", json!(false)),
         ("qwen2", "layer_types", json!(["chunked_attention"])),
     ] {
         let name = format!("`{field}` is {value}, which is not supported");
@@ -124,6 +128,11 @@ fn fields_that_are_not_supported_are_refused_by_name() {
 
 #[test]
 fn unknown_fields_are_refused_if_they_say_anything() {
+    for model_type in ["gpt2", "llama", "qwen2"] {
+        let mut config = config(model_type);
+        config["is_causal"] = json!(true);
+        assert!(read(&config).is_ok());
+    }
     for model_type in ["bert", "roberta", "gpt2", "llama", "qwen2"] {
         for nothing in [json!(null), json!(false), json!([]), json!({}), json!("")] {
             let mut config = config(model_type);

@@ -52,6 +52,7 @@ pub(super) struct Decoder {
 
 impl Decoder {
     pub(super) fn read(config: &Config<'_>, biases: Biases) -> Result<Self, ConfigError> {
+        require_causal(config)?;
         let (heads, hidden) = (config.size("num_attention_heads")?, config.size("hidden_size")?);
         let kv_heads = config.optional_size("num_key_value_heads")?.unwrap_or(heads);
         if !heads.is_multiple_of(kv_heads) {
@@ -150,6 +151,15 @@ impl Decoder {
         let context = query.attention(keys, values, Some(mask), op).named("self_attn");
         linear(context, "self_attn.o_proj", self.hidden, self.biases.output)
     }
+}
+
+/// Requires that a decoder's tokens attend to what came before only. transformers takes `is_causal` from any decoder's config
+/// (`create_causal_mask`), where absence is true and null is not.
+pub(super) fn require_causal(config: &Config<'_>) -> Result<(), ConfigError> {
+    if config.flag("is_causal", true)? && !config.is_null("is_causal") {
+        return Ok(());
+    }
+    Err(config.unsupported("is_causal", "tokens attend to those behind them, too; supported is true"))
 }
 
 /// A decoder's inputs: `input_ids` and `position_ids` `[batch, seq]`, `attention_mask` `[batch, past + seq]`.

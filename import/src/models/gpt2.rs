@@ -2,7 +2,7 @@
 
 use super::blocks::{activation, head_width, layer_norm, with_past};
 use super::config::{Config, ConfigError};
-use super::decoder::{inputs, logits};
+use super::decoder::{inputs, logits, require_causal};
 use super::inputs::Positions;
 use super::tensors::Naming;
 use super::{Description, GraphOptions, Kind, Model};
@@ -27,6 +27,7 @@ const IGNORED: &[(&str, &str)] = &[
 
 /// Reads the config of a GPT-2.
 pub(super) fn read(config: &Config<'_>) -> Result<Box<dyn Model>, ConfigError> {
+    require_causal(config)?;
     let (heads, hidden) = (config.size("n_head")?, config.size("n_embd")?);
     let gpt2 = Gpt2 {
         vocab: config.size("vocab_size")?,
