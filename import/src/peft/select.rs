@@ -103,6 +103,11 @@ impl Names {
             Self::Pattern(pattern) => pattern.matches(name),
         }
     }
+
+    /// Whether a module's whole name is in the list.
+    fn lists(&self, name: &str) -> bool {
+        matches!(self, Self::List(names) if names.iter().any(|wanted| wanted == name))
+    }
 }
 
 /// What `target_modules` says.
@@ -124,7 +129,8 @@ impl fmt::Display for Targets {
     }
 }
 
-/// What `layers_to_transform` and `layers_pattern` say: only the layers of these numbers.
+/// What `layers_to_transform` and `layers_pattern` say: only the layers of these numbers. A module that is listed by its
+/// whole name, as `lm_head` mostly is, is adapted whatever they say.
 #[derive(Clone, Debug)]
 pub(super) struct Layers {
     pub(super) indices: Vec<u64>,
@@ -191,7 +197,7 @@ impl Selector {
         };
         let targeted = names.matches(module)?
             && match &self.layers {
-                Some(layers) => layers.contain(module)?,
+                Some(layers) => names.lists(module) || layers.contain(module)?,
                 None => true,
             };
         Ok(if targeted { Selection::Targeted } else { Selection::Untouched })
@@ -271,6 +277,29 @@ mod tests {
         ] {
             assert_eq!(layers(None).contain(name), Ok(any), "{name}");
             assert_eq!(layers(Some("layers")).contain(name), Ok(named), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_module_listed_by_its_whole_name_is_in_every_layer() {
+        let selector = Selector {
+            targets: Targets::Named(Names::List(vec![
+                "lm_head".to_owned(),
+                "h.1.fc".to_owned(),
+                "q".to_owned(),
+            ])),
+            exclude: None,
+            layers: Some(Layers { indices: vec![0], patterns: vec![Pattern::new("", Layers::ANY).unwrap()] }),
+            saved: Vec::new(),
+        };
+        for (module, expected) in [
+            ("lm_head", Selection::Targeted),
+            ("h.1.fc", Selection::Targeted),
+            ("model.h.1.fc", Selection::Untouched),
+            ("model.h.0.q", Selection::Targeted),
+            ("model.h.1.q", Selection::Untouched),
+        ] {
+            assert_eq!(selector.select(module), Ok(expected), "{module}");
         }
     }
 
