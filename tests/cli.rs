@@ -192,7 +192,8 @@ fn run_computes_what_peft_recorded() {
     let (weights, io, adapter) = (dora("base.safetensors"), dora("io.safetensors"), case("dora"));
     let base = ["run", &model, "--weights", &weights, "--input", &io, "--output", &output];
     // The recorded file has `y` and `y_base` beside the input; they are no inputs, so they are ignored.
-    assert!(succeeds(&base).starts_with("y f32[6, 16]\n"));
+    let ignored = "y f32[6, 16]\nignored, since the model has no such input: y, y_base\n";
+    assert!(succeeds(&base).starts_with(ignored));
     assert_y(&output, "y_base");
     let adapted = [&base[..], &["--adapter", adapter.to_str().unwrap()]].concat();
     let some = ["--merge-layer", "fc1.adapted=merged"];
@@ -202,6 +203,7 @@ fn run_computes_what_peft_recorded() {
         if more == ["--json"] {
             let facts: serde_json::Value = serde_json::from_str(&text).unwrap();
             assert_eq!(facts["outputs"][0]["shape"], serde_json::json!([6, 16]));
+            assert_eq!(facts["ignored"], serde_json::json!(["y", "y_base"]));
         }
     }
     assert_eq!(place.names(), ["mlp.json", "mlp.txt", "y.safetensors"]);

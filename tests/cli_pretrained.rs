@@ -63,6 +63,8 @@ fn run_takes_a_directory_an_adapter_and_inputs() {
             "",
         );
         assert!(printed.contains(&format!("{output} f32[3, 11, ")), "{printed}");
+        // What is in the file beside the inputs is told, for it may be a misspelt one.
+        assert!(printed.contains("ignored, since the model has no such input: y, y_base"), "{printed}");
         let (ours, theirs) = (read_weights(&written).unwrap(), file(name, "io.safetensors"));
         assert_close(&reals(ours.get(output).unwrap()), &reals(theirs.get("y").unwrap()), 1e-5, 1e-4);
     }
@@ -122,6 +124,45 @@ fn bad_models_are_one_line_that_names_them() {
     let gguf = base.path().join("broken.gguf");
     fs::write(&gguf, b"GGUF\x03\0\0\0").unwrap();
     assert!(fails(&["generate", path(&gguf), "--prompt", "x"]).contains("broken.gguf"));
+}
+
+/// What sentence-transformers' files say is blamed on them, by the field.
+#[test]
+fn sentence_files_that_do_not_fit_are_named() {
+    let base = model_directory(&case("bert_dora"));
+    let put = |file: &str, json: serde_json::Value| {
+        let file = base.path().join(file);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, json.to_string()).unwrap();
+    };
+    let module = |index: usize, name: &str, path: &str| {
+        let kind = format!("sentence_transformers.models.{name}");
+        serde_json::json!({"idx": index, "name": index.to_string(), "path": path, "type": kind})
+    };
+    put("modules.json", serde_json::json!([module(0, "Transformer", ""), module(1, "Pooling", "pool")]));
+    put("sentence_bert_config.json", serde_json::json!({"max_seq_length": 1}));
+    put("pool/config.json", serde_json::json!({"word_embedding_dimension": 48, "pooling_mode": "mean"}));
+    put(
+        "tokenizer.json",
+        serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "added_tokens": [],
+            "pre_tokenizer": {"type": "BertPreTokenizer"},
+            "post_processor": {"type": "BertProcessing", "sep": ["w1", 1], "cls": ["w0", 0]},
+            "decoder": null,
+            "model": {"type": "WordPiece", "unk_token": "w0", "continuing_subword_prefix": "##",
+                "max_input_chars_per_word": 9, "vocab": {"w0": 0, "w1": 1}},
+        }),
+    );
+    let line = fails(&["embed", path(base.path())]);
+    let expected =
+        "sentence_bert_config.json: `max_seq_length` is 1, expected more than the 2 special tokens";
+    assert!(line.contains(expected), "{line}");
+    put("sentence_bert_config.json", serde_json::json!({"max_seq_length": 3}));
+    assert_eq!(succeeds(&["embed", path(base.path())], "w1 w1").lines().count(), 1);
+    put("pool/config.json", serde_json::json!({"word_embedding_dimension": 49, "pooling_mode": "mean"}));
+    let line = fails(&["embed", path(base.path())]);
+    let expected = "pool/config.json: the pooling is said to give 49 numbers, expected 48";
+    assert!(line.contains(expected), "{line}");
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub struct Generate {
     /// Draw from the likeliest tokens only whose probabilities together reach this
     #[arg(long, requires = "temperature", default_value_t = 1.0)]
     top_p: f64,
-    /// What the drawing begins with; the same seed draws the same text on every machine
+    /// What the drawing begins with; the same seed draws the same text, up to how the machine's kernels round
     #[arg(long, requires = "temperature", default_value_t = 0)]
     seed: u64,
     /// Print what was generated as JSON, at the end; a line for each of several prompts

@@ -4,15 +4,16 @@ use super::error::CliError;
 use super::execute::{Execution, Fault, call, dtype};
 use super::merge_args::MergeArgs;
 use super::model::ModelArgs;
-use super::output::{FAINT, GOOD, Output};
+use super::output::{FAINT, GOOD, Output, wrapped};
 use super::profile::Profile;
 use super::roofline::one_thread;
 use clap::{Args, value_parser};
 use engraft::compiler::{Options, compile};
 use engraft::import::safetensors::{read_weights, write};
-use engraft::ir::{Bindings, Graph};
+use engraft::ir::{Bindings, Graph, Stage};
 use engraft::runtime::{Context, Tensor, Weights};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ pub struct Run {
     /// The values of the parameters, under their names
     #[arg(long, value_name = "SAFETENSORS")]
     weights: Option<PathBuf>,
-    /// The inputs and live parameters, under their names; other tensors in the file are ignored. What the model carries
+    /// The inputs and live parameters, under their names; other tensors in the file are ignored, which is said. What the model carries
     /// from call to call is empty unless the file has it
     #[arg(long, value_name = "SAFETENSORS")]
     input: PathBuf,
@@ -49,6 +50,9 @@ pub struct Run {
 #[derive(Serialize)]
 struct Facts {
     outputs: Vec<OutputFacts>,
+    /// The tensors of the input file that are none of the model's inputs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ignored: Vec<String>,
     milliseconds: Milliseconds,
     #[serde(skip_serializing_if = "Option::is_none")]
     profile: Option<Profile>,
@@ -77,7 +81,9 @@ impl Run {
         let model = self.model.read()?;
         let in_input = |error: CliError| error.in_file(&self.input);
         let weights = model.weights(self.weights.as_deref())?;
-        let given = model.inputs(read_weights(&self.input)?).map_err(in_input)?;
+        let given = read_weights(&self.input)?;
+        let ignored = ignored(&model.graph, &given);
+        let given = model.inputs(given).map_err(in_input)?;
         let merging = self.merge.decided(&model.calls(extents(&model.graph, &given)))?;
         let options =
             Options { merge: model.compiled(&merging), profile: self.profile, ..Options::default() };
@@ -107,7 +113,8 @@ impl Run {
         };
         let [compile, load, call] = [compile, load, call].map(|time| time.as_secs_f64() * 1e3);
         let milliseconds = Milliseconds { compile, load, call };
-        self.print(output, &Facts { outputs: outputs.iter().map(describe).collect(), milliseconds, profile })
+        let outputs = outputs.iter().map(describe).collect();
+        self.print(output, &Facts { outputs, ignored, milliseconds, profile })
     }
 
     fn print(&self, output: &mut Output, facts: &Facts) -> Result<(), CliError> {
@@ -116,6 +123,11 @@ impl Run {
         }
         for OutputFacts { name, dtype, shape } in &facts.outputs {
             output.line(format_args!("{GOOD}{name}{GOOD:#} {dtype}{shape:?}"))?;
+        }
+        if !facts.ignored.is_empty() {
+            // Perhaps one was meant as an input and is misspelt.
+            let text = format!("ignored, since the model has no such input: {}", facts.ignored.join(", "));
+            output.line(format_args!("{FAINT}{}{FAINT:#}", wrapped(&text)))?;
         }
         let Milliseconds { compile, load, call } = facts.milliseconds;
         output.line(format_args!(
@@ -134,6 +146,13 @@ fn extents(graph: &Graph, given: &Weights) -> Bindings {
         extents.extend(known.filter_map(|(dim, &extent)| Some((dim.as_symbol()?.clone(), extent as u64))));
     }
     extents
+}
+
+/// The tensors that a call takes nothing from.
+fn ignored(graph: &Graph, given: &Weights) -> Vec<String> {
+    let live = graph.params().into_iter().filter(|param| param.stage == Stage::Call).map(|param| param.name);
+    let taken: BTreeSet<String> = graph.inputs().into_iter().map(|input| input.name).chain(live).collect();
+    given.iter().map(|(name, _)| name).filter(|name| !taken.contains(*name)).map(str::to_owned).collect()
 }
 
 fn timed<T>(work: impl FnOnce() -> Result<T, CliError>) -> Result<(T, Duration), CliError> {

@@ -3,9 +3,10 @@
 
 use super::{CompiledModel, PretrainedError};
 use crate::import::sentence::{SentenceConfig, pool};
-use crate::import::tokenizer::{Encoded, TextTokenizer};
+use crate::import::tokenizer::{Encoded, TextTokenizer, TokenizerError};
 use crate::runtime::{Rows, Session, Tensor, Weights};
 use ndarray::Array2;
+use std::path::PathBuf;
 
 /// The most tokens of a batch, padding included: as many as keep the kernels busy, few enough for the caches.
 pub const MAX_TOKENS: usize = 4096;
@@ -21,12 +22,19 @@ pub struct Embedder<'m> {
 impl<'m> Embedder<'m> {
     pub(super) fn new(model: &'m CompiledModel) -> Result<Self, PretrainedError> {
         let (pretrained, architecture) = (model.pretrained(), model.architecture());
-        let (path, sentence) = (pretrained.path().to_owned(), pretrained.sentence()?);
+        let sentence = pretrained.sentence()?;
+        let file = |file: &Option<PathBuf>| file.as_deref().unwrap_or(pretrained.path()).to_owned();
         if let Some(said) = sentence.dim.filter(|&said| said != architecture.hidden()) {
-            return Err(PretrainedError::Width { path, said, found: architecture.hidden() });
+            let (path, width) = (file(&sentence.pooling_file), architecture.hidden());
+            return Err(PretrainedError::Width { path, said, width });
         }
         let length = sentence.max_length.unwrap_or(usize::MAX).min(architecture.context());
-        let tokenizer = pretrained.tokenizer()?.with_max_length(length)?;
+        let tokenizer = pretrained.tokenizer()?.with_max_length(length).map_err(|error| match error {
+            TokenizerError::Length { length, special, .. } if sentence.max_length == Some(length) => {
+                PretrainedError::MaxLength { path: file(&sentence.length_file), length, special }
+            }
+            other => other.into(),
+        })?;
         Ok(Self { model, session: model.session(), tokenizer, sentence })
     }
 

@@ -148,14 +148,24 @@ pub enum PretrainedError {
         vocab: usize,
     },
     /// The files of sentence-transformers give another width than the model has.
-    #[error("{}: pooling is said to give {said} numbers, but the model's states have {found}", path.display())]
+    #[error("{}: the pooling is said to give {said} numbers, expected {width}, the width of the model's states", path.display())]
     Width {
-        /// Where both came from.
+        /// The file that says it.
         path: PathBuf,
-        /// What the files say.
+        /// What it says.
         said: usize,
         /// What the model has.
-        found: usize,
+        width: usize,
+    },
+    /// The files of sentence-transformers leave no room for text.
+    #[error("{}: `max_seq_length` is {length}, expected more than the {special} special tokens of every text", path.display())]
+    MaxLength {
+        /// The file that says it.
+        path: PathBuf,
+        /// The length.
+        length: usize,
+        /// The special tokens that the tokenizer adds.
+        special: usize,
     },
 }
 

@@ -1,8 +1,8 @@
 //! Choosing the next token from its logits: the best one, or one at random. Knows nothing about models and texts.
 //!
 //! The order is that of Hugging Face's `generate`: the logits are divided by the temperature, then the smallest set of
-//! tokens whose probability reaches `top_p` is kept, and one of them is drawn. The same seed draws the same tokens on
-//! every machine: the generator and the exponential function are the same everywhere.
+//! tokens whose probability reaches `top_p` is kept, and one of them is drawn. The same seed draws the same tokens from
+//! the same logits on every machine: the generator and the exponential function are the same everywhere.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};

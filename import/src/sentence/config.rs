@@ -116,10 +116,14 @@ pub struct SentenceConfig {
     /// How many tokens a sentence is cut off to, special ones included; if it isn't said, as many as the network has
     /// positions.
     pub max_length: Option<usize>,
+    /// The file that says it, if there is one.
+    pub length_file: Option<PathBuf>,
     /// How one vector is made of the tokens' vectors.
     pub pooling: Pooling,
     /// That vector's length, if it is said.
     pub dim: Option<usize>,
+    /// The file that says both, if there is one.
+    pub pooling_file: Option<PathBuf>,
     /// The vector is brought to length 1.
     pub normalize: bool,
 }
@@ -174,8 +178,10 @@ impl SentenceConfig {
         let plain = Self {
             transformer: directory.to_owned(),
             max_length: None,
+            length_file: None,
             pooling: Pooling::Mean,
             dim: None,
+            pooling_file: None,
             normalize: false,
         };
         let Some(modules) = read_json::<Vec<Fields>>(&path)? else { return Ok(plain) };
@@ -184,14 +190,23 @@ impl SentenceConfig {
             check_general(&file)?;
         }
         let transformer = directory.join(&modules.transformer);
-        let max_length = read_transformer(&transformer)?;
-        let (pooling, dim) = read_pooling(directory.join(&modules.pooling).join("config.json"))?;
+        let (max_length, length_file) = read_transformer(&transformer)?;
+        let pooling_file = directory.join(&modules.pooling).join("config.json");
+        let (pooling, dim) = read_pooling(pooling_file.clone())?;
         if let Some(normalize) = &modules.normalize
             && let Some(file) = Object::read(directory.join(normalize).join("config.json"))?
         {
             file.fields.iter().try_for_each(|(name, value)| file.unknown(name, value))?;
         }
-        Ok(Self { transformer, max_length, pooling, dim, normalize: modules.normalize.is_some() })
+        Ok(Self {
+            transformer,
+            max_length,
+            length_file,
+            pooling,
+            dim,
+            pooling_file: Some(pooling_file),
+            normalize: modules.normalize.is_some(),
+        })
     }
 }
 
@@ -366,8 +381,8 @@ fn check_prompt(file: &Object, name: &Field) -> Result<(), SentenceError> {
     }
 }
 
-/// The first module's file: the longest sentence.
-fn read_transformer(directory: &Path) -> Result<Option<usize>, SentenceError> {
+/// The first module's file: the longest sentence, and the file.
+fn read_transformer(directory: &Path) -> Result<(Option<usize>, Option<PathBuf>), SentenceError> {
     const TEXT: &str = r#"{"text":{"method":"forward","method_output_name":"last_hidden_state"}}"#;
     const OUTPUT: &str = "something else than the last hidden states is pooled";
     let mut found = None;
@@ -377,7 +392,7 @@ fn read_transformer(directory: &Path) -> Result<Option<usize>, SentenceError> {
             break;
         }
     }
-    let Some(file) = found else { return Ok(None) };
+    let Some(file) = found else { return Ok((None, None)) };
     let mut max_length = None;
     for (name, value) in file.fields.iter() {
         match name {
@@ -392,7 +407,7 @@ fn read_transformer(directory: &Path) -> Result<Option<usize>, SentenceError> {
             _ => file.unknown(name, value)?,
         }
     }
-    Ok(max_length)
+    Ok((max_length, Some(file.path)))
 }
 
 /// The second module's file: how to pool, and the vector's length.
