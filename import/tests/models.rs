@@ -10,9 +10,10 @@ use engraft_import::models::{Architecture, GraphOptions, Kind, Logits, ModelDire
 use engraft_import::peft::PeftAdapter;
 use engraft_import::safetensors::read_weights;
 use engraft_ir::eval::Values;
-use engraft_ir::{Op, text};
+use engraft_ir::{Graph, Op, text};
 use engraft_runtime::{Tensor, Weights};
 use ndarray::{ArrayD, Axis, concatenate};
+use serde_json::{Value as Json, json};
 
 const ALL: GraphOptions = GraphOptions { logits: Logits::All };
 const LAST: GraphOptions = GraphOptions { logits: Logits::Last };
@@ -101,7 +102,8 @@ fn xlm_roberta() {
 #[test]
 fn qwen2_with_a_window_and_tied_embeddings() {
     let case = check_saved("qwen2_window");
-    let windows: Vec<_> = attentions(&case).iter().map(|attention| attention.window).collect();
+    let windows: Vec<_> =
+        attentions(&case.architecture.graph(ALL).unwrap()).iter().map(|attention| attention.window).collect();
     assert_eq!(windows, [None, Some(3)]);
     assert!(case.weights.get("lm_head.weight").is_none());
 }
@@ -110,11 +112,14 @@ fn qwen2_with_a_window_and_tied_embeddings() {
 #[test]
 fn mistral_with_a_window() {
     let case = check_saved("mistral");
-    assert!(attentions(&case).iter().all(|attention| attention.window == Some(3)));
+    assert!(
+        attentions(&case.architecture.graph(ALL).unwrap())
+            .iter()
+            .all(|attention| attention.window == Some(3))
+    );
 }
 
-fn attentions(case: &Recorded) -> Vec<engraft_ir::ops::Attention> {
-    let graph = case.architecture.graph(ALL).unwrap();
+fn attentions(graph: &Graph) -> Vec<engraft_ir::ops::Attention> {
     let attention = |id| match graph.node(id).op() {
         Op::Attention(attention) => Some(*attention),
         _ => None,
@@ -270,6 +275,55 @@ fn graphs() {
         let architecture = Architecture::from_config(config.as_object().unwrap()).unwrap();
         insta::assert_snapshot!(name, text::print(&architecture.graph(ALL).unwrap()));
     }
+}
+
+/// The graph of a small model with these fields in its config.
+fn graph_with(model_type: &str, fields: &[(&str, Json)]) -> Graph {
+    let mut config = common::models::config(model_type);
+    for (field, value) in fields {
+        config[field] = value.clone();
+    }
+    Architecture::from_config(config.as_object().unwrap()).unwrap().graph(ALL).unwrap()
+}
+
+/// The recorded models have the default, or one that the numbers hardly show; so the graphs are looked at.
+#[test]
+fn every_norm_has_the_epsilon_of_the_config() {
+    for (model_type, field, default, norms) in [
+        ("bert", "layer_norm_eps", 1e-12, 3),
+        ("roberta", "layer_norm_eps", 1e-12, 3),
+        ("gpt2", "layer_norm_epsilon", 1e-5, 3),
+        ("llama", "rms_norm_eps", 1e-6, 3),
+        ("qwen2", "rms_norm_eps", 1e-6, 3),
+    ] {
+        let epsilons = |graph: &Graph| -> Vec<f64> {
+            let epsilon = |id| match graph.node(id).op() {
+                Op::LayerNorm(norm) => Some(norm.epsilon),
+                Op::RmsNorm(norm) => Some(norm.epsilon),
+                _ => None,
+            };
+            graph.order().into_iter().filter_map(epsilon).collect()
+        };
+        assert_eq!(epsilons(&graph_with(model_type, &[])), vec![default; norms], "{model_type}");
+        let other = graph_with(model_type, &[(field, json!(0.25))]);
+        assert_eq!(epsilons(&other), vec![0.25; norms], "{model_type}");
+    }
+}
+
+/// Without `layer_types`, layers from `max_window_layers` on have a window, as configs before transformers 5 say it.
+#[test]
+fn windows_of_qwen2_begin_at_their_first_layer() {
+    let windows = |fields: &[(&str, Json)]| {
+        let layers = [("num_hidden_layers", json!(4)), ("sliding_window", json!(3))];
+        attentions(&graph_with("qwen2", &[&layers, fields].concat())).into_iter().map(|op| op.window)
+    };
+    let used = ("use_sliding_window", json!(true));
+    let from = |layer: u64| [used.clone(), ("max_window_layers", json!(layer))];
+    assert!(windows(&from(2)).eq([None, None, Some(3), Some(3)]));
+    assert!(windows(&from(0)).eq([Some(3); 4]));
+    assert!(windows(&from(4)).eq([None; 4]));
+    assert!(windows(std::slice::from_ref(&used)).eq([None; 4]), "28 layers come first by default");
+    assert!(windows(&from(2)[1..]).eq([None; 4]), "no window is used");
 }
 
 #[test]
