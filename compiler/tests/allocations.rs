@@ -1,5 +1,6 @@
 //! A session that has seen a call as large allocates nothing, even while it is profiled, and no more does one that
-//! decodes row by row once it has made room. The only test of its process, because it counts.
+//! decodes row by row once it has made room, or one whose items have adapters of their own. The only test of its process,
+//! because it counts.
 #![allow(clippy::unwrap_used, unsafe_code)]
 
 mod common;
@@ -9,9 +10,10 @@ use engraft_compiler::{Options, compile};
 use engraft_ir::DType::F32;
 use engraft_ir::ops::Attention;
 use engraft_ir::{GraphBuilder, Stage, dims, sample};
-use engraft_runtime::{Context, Tensor};
+use engraft_runtime::{AdapterWeights, Bank, Context, LayerWeights, Tensor, Update, Weights};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The system's allocator, counting the blocks it gives out, on whichever thread.
@@ -40,6 +42,48 @@ static ALLOCATOR: Counting = Counting;
 fn steady_calls_allocate_nothing() {
     a_layer();
     a_decoder();
+    a_bank();
+}
+
+/// Items of their own adapters, in another order in each call: more runs of neighbours, and larger ranks, than the last had.
+fn a_bank() {
+    let g = GraphBuilder::new("adapted");
+    let x = g.input("x", F32, dims!["batch", 37]);
+    let y = x.adaptable("fc", g.param("w", F32, dims![130, 37]), None).named("fc");
+    g.output("y", y.gelu());
+    let program = compile(&g.finish().unwrap(), &Options::default()).unwrap().program;
+    let options = engraft_runtime::Options { threads: NonZeroUsize::new(2), kernels: None };
+    let tensor = |shape: &[usize], value| {
+        Arc::new(Tensor::f32(shape, vec![value; shape.iter().product::<usize>()]).unwrap())
+    };
+    let base = Weights::from_iter([("w", tensor(&[130, 37], 0.5))]);
+    let base = program.load_base(&base, Context::new(options).unwrap()).unwrap();
+    let mut session = base.load_adapter(&Weights::new()).unwrap().session();
+    let bank = Bank::new(base);
+    for (name, rank, is_dora, merge) in
+        [("lora", 3, false, false), ("dora", 8, true, false), ("merged", 5, true, true)]
+    {
+        let (a, b) = (tensor(&[rank, 37], 0.25), tensor(&[130, rank], 0.125));
+        let update =
+            Update { a, b, scale: 2.0, magnitude: is_dora.then(|| tensor(&[130], 1.5)), bias_of_b: None };
+        let layer = LayerWeights { updates: vec![update], bias: None, merge };
+        bank.load(name, &AdapterWeights::from([("fc".to_owned(), layer)])).unwrap();
+    }
+    let turns = [None, Some("lora"), Some("dora"), Some("merged")];
+    let each: Vec<_> = (0..64).map(|item| turns[item % 4]).collect();
+    let sorted: Vec<_> = (0..64).map(|item| turns[item / 16]).collect();
+    let calls = [&each, &sorted, &each[..5].to_vec(), &vec![None; 64]]
+        .map(|names| (tensor(&[names.len(), 37], 0.25), bank.rows(names).unwrap()));
+    let mut outputs = [Tensor::empty(engraft_runtime::DType::F32)];
+    session.run_rows_into(&[&calls[0].0], &calls[0].1, &mut outputs).unwrap();
+    let mut blocks_of_a_round = || {
+        let before = BLOCKS.load(Ordering::Relaxed);
+        for (x, rows) in &calls {
+            session.run_rows_into(&[x], rows, &mut outputs).unwrap();
+        }
+        BLOCKS.load(Ordering::Relaxed) - before
+    };
+    assert_eq!((0..20).map(|_| blocks_of_a_round()).min(), Some(0));
 }
 
 /// Scratch grows with what is carried, too.
