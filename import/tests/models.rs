@@ -10,6 +10,7 @@ use engraft_import::models::{Architecture, GraphOptions, Kind, Logits, ModelDire
 use engraft_import::peft::PeftAdapter;
 use engraft_import::safetensors::read_weights;
 use engraft_ir::eval::Values;
+use engraft_ir::ops::Unary;
 use engraft_ir::{Graph, Op, text};
 use engraft_runtime::{Tensor, Weights};
 use ndarray::{ArrayD, Axis, concatenate};
@@ -324,6 +325,40 @@ fn windows_of_qwen2_begin_at_their_first_layer() {
     assert!(windows(&from(4)).eq([None; 4]));
     assert!(windows(std::slice::from_ref(&used)).eq([None; 4]), "28 layers come first by default");
     assert!(windows(&from(2)[1..]).eq([None; 4]), "no window is used");
+}
+
+#[test]
+fn gpt2_scales_its_scores_as_the_config_says() {
+    let scales = |fields: &[(&str, Json)]| -> Vec<f64> {
+        let fields = [&[("n_layer", json!(2))], fields].concat();
+        attentions(&graph_with("gpt2", &fields)).iter().map(|attention| attention.scale).collect()
+    };
+    let by_layer = ("scale_attn_by_inverse_layer_idx", json!(true));
+    let by_width = |is_on: bool| ("scale_attn_weights", json!(is_on));
+    assert_eq!(scales(&[]), [0.5, 0.5], "heads are 4 wide");
+    assert_eq!(scales(&[by_width(true), by_layer.clone()]), [0.5, 0.25]);
+    assert_eq!(scales(&[by_width(false)]), [1.0, 1.0]);
+    assert_eq!(scales(&[by_width(false), by_layer]), [1.0, 0.5]);
+}
+
+#[test]
+fn every_architecture_has_the_activation_of_the_config() {
+    for (model_type, field) in [
+        ("bert", "hidden_act"),
+        ("roberta", "hidden_act"),
+        ("gpt2", "activation_function"),
+        ("llama", "hidden_act"),
+        ("qwen2", "hidden_act"),
+    ] {
+        let graph = graph_with(model_type, &[(field, json!("relu"))]);
+        let functions = graph.order().into_iter().filter_map(|id| match graph.node(id).op() {
+            // Rotary positions have functions of their own.
+            Op::Unary(Unary::Cos | Unary::Sin) => None,
+            Op::Unary(function) => Some(*function),
+            _ => None,
+        });
+        assert_eq!(functions.collect::<Vec<_>>(), [Unary::Relu], "{model_type}");
+    }
 }
 
 #[test]
