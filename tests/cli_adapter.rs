@@ -136,7 +136,11 @@ fn inspect_tells_what_would_be_refused() {
     refuses(&["adapter", "inspect", &place.path("none")], &["adapter_config.json"]);
     refuses(
         &["adapter", "inspect", "peft/lora", "--base", &place.path("none")],
-        &["expected a model's directory"],
+        &[&format!("{}: No such file", place.path("none"))],
+    );
+    refuses(
+        &["adapter", "inspect", "peft/lora", "--base", "peft/lora/adapter_config.json"],
+        &["peft/lora/adapter_config.json: expected a model's directory"],
     );
     refuses(&["adapter", "inspect", "peft/lora", "--base", &place.path("")], &["config.json"]);
 }
@@ -304,7 +308,7 @@ fn what_cannot_be_exported_is_refused() {
         );
         assert!(place.names().is_empty());
     };
-    export("composed/d1", &["DoRA is none: its gain multiplies W"]);
+    export("composed/d1", &["composed/d1: module `fc1`: ", "DoRA is none: its gain multiplies W"]);
     export("peft/pissa", &["peft/pissa: adapter 2 was initialised by `pissa`"]);
     export("peft/lora_bias_all", &["peft/lora_bias_all: adapter 2 replaces `fc1.base_layer.bias`"]);
     export("peft/none", &["none", "adapter_config.json"]);

@@ -159,6 +159,15 @@ fn sentence_files_that_do_not_fit_are_named() {
     assert!(line.contains(expected), "{line}");
     put("sentence_bert_config.json", serde_json::json!({"max_seq_length": 3}));
     assert_eq!(succeeds(&["embed", path(base.path())], "w1 w1").lines().count(), 1);
+    // What the model has no positions for is cut off, whatever the files say.
+    put("sentence_bert_config.json", serde_json::json!({"max_seq_length": 1000}));
+    let [long, longer] = [38, 100].map(|words| "w1 ".repeat(words));
+    let embedding = |text: &str| {
+        let line: serde_json::Value =
+            serde_json::from_str(&succeeds(&["embed", path(base.path())], text)).unwrap();
+        line["embedding"].clone()
+    };
+    assert_eq!(embedding(&long), embedding(&longer));
     put("pool/config.json", serde_json::json!({"word_embedding_dimension": 49, "pooling_mode": "mean"}));
     let line = fails(&["embed", path(base.path())]);
     let expected = "pool/config.json: the pooling is said to give 49 numbers, expected 48";

@@ -23,7 +23,9 @@ pub(super) struct BaseFiles {
 
 impl BaseFiles {
     pub(super) fn open(directory: &Path) -> Result<Self, MergeError> {
-        if !directory.is_dir() {
+        let found = directory.metadata();
+        let found = found.map_err(|source| MergeError::Io { path: directory.to_owned(), source })?;
+        if !found.is_dir() {
             return Err(MergeError::NotADirectory { path: directory.to_owned() });
         }
         let network = SentenceConfig::read(directory)?.transformer;

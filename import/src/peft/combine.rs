@@ -25,6 +25,14 @@ pub enum CombineError {
         /// Why.
         source: FactorsError,
     },
+    /// An adapter has no weighted sum.
+    #[error("{source}")]
+    Weighted {
+        /// Which.
+        adapter: usize,
+        /// Why.
+        source: FormError,
+    },
     /// The update has no weighted sum.
     #[error(transparent)]
     Form(#[from] FormError),
@@ -75,6 +83,7 @@ impl CombineError {
     pub fn adapter(&self) -> Option<usize> {
         match self {
             Self::Factors { adapter, .. }
+            | Self::Weighted { adapter, .. }
             | Self::Replaced { adapter, .. }
             | Self::ResidualBase { adapter, .. } => Some(*adapter),
             _ => None,
@@ -118,10 +127,16 @@ fn contents(number: usize, adapter: &PeftAdapter) -> Result<Contents, CombineErr
     }
     let contents = adapter.contents();
     let contents = contents.map_err(|source| CombineError::Factors { adapter: number, source })?;
-    if contents.replaced.is_empty() {
-        return Ok(contents);
+    if !contents.replaced.is_empty() {
+        return Err(CombineError::Replaced { adapter: number, tensors: contents.replaced });
     }
-    Err(CombineError::Replaced { adapter: number, tensors: contents.replaced })
+    match contents.factors.iter().find(|factors| factors.is_dora()) {
+        None => Ok(contents),
+        Some(factors) => {
+            let source = FormError::WeightedDora { module: factors.module().to_owned() };
+            Err(CombineError::Weighted { adapter: number, source })
+        }
+    }
 }
 
 /// Adds a module's combined tensors, and returns its rank.
