@@ -160,7 +160,7 @@ impl Layer {
         }
         contenders.push(Contender::new(&self.plain, Rows::default()));
         // What as many bytes as all rows' A and B have take to be read, side by side.
-        let mut read = Stream::new(batch * rank * (self.inputs + self.outputs) * size_of::<f32>());
+        let mut read = Stream::new(batch * rank * (self.inputs + self.outputs) * size_of::<f32>()).unwrap();
         let mut calls: Vec<_> = contenders.iter_mut().map(|contender| contender.turn(&x)).collect();
         calls.push(Box::new(|| read.read(self.plain.base().context())));
         let mut times = medians(&mut calls, budget, ROUNDS);

@@ -56,7 +56,7 @@ impl Machine {
     /// # Errors
     /// There is no memory to measure with, which is little more than 64 MiB.
     pub fn measure(context: &Context) -> Result<Machine, MeasureError> {
-        let mut stream = Stream::try_new(STREAM_BYTES)?;
+        let mut stream = Stream::new(STREAM_BYTES)?;
         let read = fastest(|| stream.read(context));
         Ok(Machine {
             flops_per_second: ceiling(context)?,
@@ -67,7 +67,7 @@ impl Machine {
 
 /// Floating-point operations per second of a full tile running out of the first-level cache.
 fn ceiling(context: &Context) -> Result<f64, MeasureError> {
-    let mut tile = Tile::try_new(context)?;
+    let mut tile = Tile::new(context)?;
     let calls = TURN.as_nanos().div_ceil(fastest_of(3, || tile.run(context)).as_nanos().max(1)) as u32;
     let turn = fastest(|| (0..calls).for_each(|_| tile.run(context)));
     Ok(f64::from(calls) * tile.flops() / turn.as_secs_f64())
@@ -87,17 +87,9 @@ impl Tile {
     /// As many rows as the highest tile of the context's kernels has, a full panel, and as many inputs as there is room
     /// for.
     ///
-    /// # Panics
-    /// Where [`try_new`](Self::try_new) fails.
-    pub fn new(context: &Context) -> Tile {
-        Tile::try_new(context).expect("memory for a tile")
-    }
-
-    /// As [`new`](Self::new).
-    ///
     /// # Errors
     /// There is no memory for it.
-    pub fn try_new(context: &Context) -> Result<Tile, MeasureError> {
+    pub fn new(context: &Context) -> Result<Tile, MeasureError> {
         Tile::of(context.kernels.tile_rows)
     }
 
@@ -150,17 +142,9 @@ pub struct Stream {
 impl Stream {
     /// A buffer of so many bytes, rounded up to whole steps of the read.
     ///
-    /// # Panics
-    /// Where [`try_new`](Self::try_new) fails.
-    pub fn new(bytes: usize) -> Stream {
-        Stream::try_new(bytes).expect("memory to read")
-    }
-
-    /// As [`new`](Self::new).
-    ///
     /// # Errors
     /// There is no memory for it.
-    pub fn try_new(bytes: usize) -> Result<Stream, MeasureError> {
+    pub fn new(bytes: usize) -> Result<Stream, MeasureError> {
         let steps = bytes.div_ceil(STREAM_STEP * size_of::<f32>());
         Ok(Stream { floats: Floats::new("a plain read", steps * STREAM_STEP)? })
     }
@@ -170,13 +154,20 @@ impl Stream {
         size_of_val(self.floats.as_slice())
     }
 
-    /// Reads the buffer once on the calling thread, with the instructions of `context`'s kernels.
+    /// Reads the buffer once with the threads of `context`, each its part, and the instructions of its kernels.
     pub fn read(&mut self, context: &Context) {
-        black_box(self.sum(context));
+        let parts = context.workers.threads();
+        context.workers.run(parts, self.floats.count, &|part| {
+            black_box(self.sum(context, part, parts));
+        });
     }
 
-    fn sum(&self, context: &Context) -> f32 {
+    /// The sum of one of so many parts.
+    fn sum(&self, context: &Context, part: usize, parts: usize) -> f32 {
         let floats = self.floats.as_slice();
+        let [first, end] =
+            [part, part + 1].map(|part| part * (floats.len() / STREAM_STEP) / parts * STREAM_STEP);
+        let floats = &floats[first..end];
         // SAFETY: the floats are borrowed; the kernels of a context are ones that this CPU can run.
         unsafe { (context.kernels.stream)(floats.as_ptr(), floats.len()) }
     }
@@ -275,7 +266,7 @@ mod tests {
     #[test]
     fn a_tile_is_a_product_that_fits_into_the_cache() {
         for context in contexts() {
-            let mut tile = Tile::new(&context);
+            let mut tile = Tile::new(&context).unwrap();
             tile.run(&context);
             assert_eq!(tile.flops(), (2 * tile.rows * PANEL * tile.k) as f64);
             assert!(tile.y.as_slice().iter().all(|&y| y == 0.25 * tile.k as f32));
@@ -288,9 +279,12 @@ mod tests {
     fn a_stream_reads_every_float_once() {
         for context in contexts() {
             for (bytes, rounded) in [(0, 0), (1, 192), (1344, 1344)] {
-                let stream = Stream::new(bytes);
+                let stream = Stream::new(bytes).unwrap();
                 assert_eq!(stream.bytes(), rounded);
-                assert_eq!(stream.sum(&context), rounded as f32 / 8.0);
+                for parts in 1..4 {
+                    let sums = (0..parts).map(|part| stream.sum(&context, part, parts));
+                    assert_eq!(sums.sum::<f32>(), rounded as f32 / 8.0);
+                }
             }
         }
     }
@@ -312,7 +306,7 @@ mod tests {
     /// More than any machine has.
     #[test]
     fn memory_that_there_is_none_of_is_an_error() {
-        let refused = |bytes| Stream::try_new(bytes).map(|stream| stream.bytes()).unwrap_err();
+        let refused = |bytes| Stream::new(bytes).map(|stream| stream.bytes()).unwrap_err();
         let bytes = 192 << 54;
         assert_eq!(refused(bytes), MeasureError::OutOfMemory { what: "a plain read", bytes: bytes as u64 });
         assert_eq!(

@@ -49,26 +49,29 @@ pub struct Work {
     least: Least,
 }
 
-/// The tile, a read of so many bytes, arithmetic alone, and reads of each thread's share of the weights for each number of
-/// threads.
+/// The tile, a read of so many bytes and arithmetic alone with the first context, and a plain read of the weights with
+/// each.
+///
+/// # Errors
+/// There is no memory for them.
 pub fn entries<'a>(
-    context: &'a Context,
+    contexts: &[&'a Context],
     read: usize,
     least: Least,
-    threads: &[usize],
-) -> (Work, Vec<Entry<'a>>) {
-    let (tile, stream, peak) = (Tile::new(context), Stream::new(read), Peak::new(PEAK_FLOPS));
+) -> Result<(Work, Vec<Entry<'a>>), Error> {
+    let context = contexts[0];
+    let (tile, stream, peak) = (Tile::new(context)?, Stream::new(read)?, Peak::new(PEAK_FLOPS));
     let work = Work { tile: tile.flops(), read: stream.bytes() as f64, peak: peak.flops(), least };
     let mut entries = vec![
         entry(Who::Tile, 1, tile, Tile::run, context),
         entry(Who::Read, 1, stream, Stream::read, context),
         entry(Who::Peak, 1, peak, Peak::run, context),
     ];
-    for &threads in threads {
-        let share = Stream::new(least.bytes / threads);
-        entries.push(entry(Who::Share, threads, share, Stream::read, context));
+    for context in contexts {
+        let (threads, weights) = (context.workers.threads(), Stream::new(least.bytes)?);
+        entries.push(entry(Who::Weights, threads, weights, Stream::read, context));
     }
-    (work, entries)
+    Ok((work, entries))
 }
 
 fn entry<'a, S: 'a>(
@@ -89,15 +92,15 @@ impl Work {
             times.map_or(f64::NAN, |times| amount / times.median * 1e6)
         };
         let peak = rate(Who::Peak, self.peak);
-        let least = |share: &Times| {
-            let arithmetic = self.least.flops / peak / share.threads as f64 * 1e6;
-            (share.threads, arithmetic.max(share.median))
+        let least = |read: &Times| {
+            let arithmetic = self.least.flops / peak / read.threads as f64 * 1e6;
+            (read.threads, arithmetic.max(read.median))
         };
         Bounds {
             flops_per_second: rate(Who::Tile, self.tile),
             bytes_per_second: rate(Who::Read, self.read),
             peak_flops_per_second: peak,
-            least: times.iter().filter(|times| times.who == Who::Share).map(least).collect(),
+            least: times.iter().filter(|times| times.who == Who::Weights).map(least).collect(),
         }
     }
 }

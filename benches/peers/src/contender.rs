@@ -117,8 +117,8 @@ pub enum Who {
     Read,
     /// Arithmetic of registers alone: what a core can compute at most, whatever it reads.
     Peak,
-    /// A plain read by one thread of as many bytes of its own as it has of the weight, over and over.
-    Share,
+    /// A plain read of as many bytes as the weights have, each thread its part, over and over.
+    Weights,
 }
 
 /// Which weights a contender multiplies by.
@@ -160,7 +160,7 @@ impl Who {
         Who::Tile,
         Who::Read,
         Who::Peak,
-        Who::Share,
+        Who::Weights,
     ];
 
     /// As people call it.
@@ -187,7 +187,7 @@ impl Who {
             Who::Tile => "the tile, out of L1",
             Who::Read => "a plain read of the weights",
             Who::Peak => "registers alone",
-            Who::Share => "a plain read of a thread's share of the weight",
+            Who::Weights => "a plain read of as many bytes as the weights have",
         }
     }
 
@@ -198,7 +198,7 @@ impl Who {
             Who::BankDora => Some(Meaning::FewDora),
             Who::BankLora | Who::PeftMixed | Who::PeftMixedCompiled => Some(Meaning::FewLora),
             Who::BankOwn => Some(Meaning::OwnDora),
-            Who::Tile | Who::Read | Who::Peak | Who::Share => None,
+            Who::Tile | Who::Read | Who::Peak | Who::Weights => None,
             _ => Some(Meaning::Adapted),
         }
     }

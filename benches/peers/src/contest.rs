@@ -8,6 +8,7 @@ use crate::results::Point;
 use crate::rounds;
 use crate::workload::Workload;
 use engraft::runtime::Context;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What some rows of the output should be.
@@ -50,12 +51,12 @@ impl<'a> Contest<'a> {
     ///
     /// # Errors
     /// Somebody fails, or computes something else.
-    pub fn hold(mut self, context: &'a Context, budget: Duration) -> Result<Point, Error> {
+    pub fn hold(mut self, contexts: &'a [Arc<Context>], budget: Duration) -> Result<Point, Error> {
         self.check()?;
-        let mut threads: Vec<_> = self.entries.iter().map(|entry| entry.threads).collect();
-        threads.sort_unstable();
-        threads.dedup();
-        let (work, bounds) = bounds::entries(context, self.read, self.least, &threads);
+        let is_used =
+            |context: &&Context| self.entries.iter().any(|entry| entry.threads == context.workers.threads());
+        let contexts: Vec<&Context> = contexts.iter().map(Arc::as_ref).filter(is_used).collect();
+        let (work, bounds) = bounds::entries(&contexts, self.read, self.least)?;
         self.entries.extend(bounds);
         let times = rounds::times(&mut self.entries, budget)?;
         let bounds = work.bounds(&times);

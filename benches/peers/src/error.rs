@@ -53,6 +53,9 @@ pub enum Error {
     /// Ours: adapters by name.
     #[error(transparent)]
     Bank(#[from] engraft::runtime::BankError),
+    /// Ours: measuring the machine.
+    #[error(transparent)]
+    Measure(#[from] engraft::runtime::measure::MeasureError),
     /// Ours: threads and kernels.
     #[error(transparent)]
     Context(#[from] engraft::runtime::ContextError),

@@ -79,7 +79,7 @@ pub struct Bounds {
     /// Of registers alone.
     pub peak_flops_per_second: f64,
     /// For each number of threads the least that the base takes, in microseconds: the longer of its arithmetic at the rate of
-    /// registers alone, spread over the threads, and of a thread's plain read of its share of the weights.
+    /// registers alone, spread over the threads, and of a plain read of the weights.
     pub least: BTreeMap<usize, f64>,
 }
 

@@ -99,9 +99,9 @@ impl<'a> Contest<'a> {
         }
         let agreement = self.compare(&x, [&dense, &unmerged, &merged, &live].map(Caller::output))?;
 
-        let mut tile = OnOneThread { bound: Tile::try_new(self.one)?, run: Tile::run, context: self.one };
+        let mut tile = OnOneThread { bound: Tile::new(self.one)?, run: Tile::run, context: self.one };
         let bytes = self.layer.inputs * self.layer.outputs * size_of::<f32>();
-        let mut read = OnOneThread { bound: Stream::try_new(bytes)?, run: Stream::read, context: self.one };
+        let mut read = OnOneThread { bound: Stream::new(bytes)?, run: Stream::read, context: self.one };
         let mut contenders: Vec<&mut dyn Contender> =
             vec![&mut dense, &mut unmerged, &mut merged, &mut live, &mut tile, &mut read];
         contenders.extend(one_thread.as_mut().map(|caller| caller as &mut dyn Contender));

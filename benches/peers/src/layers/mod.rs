@@ -65,7 +65,7 @@ fn points_of(
         let workload = Workload::Layer { shape, batch };
         let (truth, least) = (truth(&layer, batch)?, shape.least(batch));
         let contest = Contest { workload, rows: batch, entries, truth, read: FAR, least };
-        points.push(contest.hold(session.context(), budget)?);
+        points.push(contest.hold(&session.contexts, budget)?);
     }
     Ok(points)
 }

@@ -71,7 +71,7 @@ fn points_of(
         let workload = Workload::Mixed { shape, batch };
         let (truth, least) = (truth(&layer, batch)?, shape.least(batch));
         let contest = Contest { workload, rows: batch, entries, truth, read: FAR, least };
-        points.push(contest.hold(session.context(), budget)?);
+        points.push(contest.hold(&session.contexts, budget)?);
     }
     Ok(points)
 }

@@ -70,7 +70,7 @@ pub fn point(session: &Session, directory: &Path, budget: Duration) -> Result<Po
     let entries = vec![Entry { who: Who::Dense, threads: 1, contender: Box::new(Decode { loaded }) }];
     let workload = Workload::Decode { model: MODEL, past: PAST, bytes };
     let least = least(&program, &[("batch", 1), ("seq", 1), ("past", PAST)])?;
-    Contest { workload, rows: 1, entries, truth, read: bytes, least }.hold(session.context(), budget)
+    Contest { workload, rows: 1, entries, truth, read: bytes, least }.hold(&session.contexts, budget)
 }
 
 /// The last token's logits by transformers in f64, in one call on all tokens. It is given the weights as we read them, in

@@ -142,7 +142,7 @@ fn point(
     let workload = Workload::Encode { model: MODEL, batch: size.batch, tokens: size.tokens };
     let least = least(&programs[0].1, &[("batch", size.batch), ("seq", size.tokens)])?;
     let (rows, read) = (size.batch * size.tokens, least.bytes);
-    Contest { workload, rows, entries, truth, read, least }.hold(session.context(), budget)
+    Contest { workload, rows, entries, truth, read, least }.hold(&session.contexts, budget)
 }
 
 /// Loads the batch into the Python process, and reads what PEFT makes of it in f64.

@@ -106,7 +106,7 @@ fn times(page: &mut String, results: &Results) {
 /// The tile's time means nothing beside the others', nor does that of a read of more than a layer.
 fn is_shown(suite: Suite, who: Who) -> bool {
     match who {
-        Who::Tile | Who::Peak | Who::Share => false,
+        Who::Tile | Who::Peak | Who::Weights => false,
         Who::Read => suite == Suite::Models,
         _ => true,
     }
@@ -122,9 +122,9 @@ fn cell(point: &Point, who: Who, threads: usize) -> String {
 
 fn every_ratio(page: &mut String, results: &Results) {
     *page += "\n## Every ratio that has a target\n\n";
-    *page += "Limit: the ratio if ours took no longer than the bare weight's products take registers alone, or than a thread takes\n";
+    *page += "Limit: the ratio if ours took no longer than registers alone take for the bare weights' products, or than a\n";
     *page +=
-        "to read its share of the weights plainly, whichever is longer, measured in the same rounds.\n\n";
+        "plain read of these weights by all threads, whichever is longer, measured in the same rounds.\n\n";
     *page += "| measure | what | size | threads | ratio | target | met | limit |\n|---|---|---:|---|---:|---|---|---:|\n";
     for ratio in &results.ratios {
         let threads = ratio.threads.map_or("2 and 1".to_owned(), |threads| threads.to_string());
