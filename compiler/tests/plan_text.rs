@@ -85,22 +85,40 @@ fn dense_with_epilogue() {
 /// Embeddings that are tied to a layer are kept once, as its panels, unless something else needs them as they are.
 #[test]
 fn embeddings_tied_to_a_layer() {
-    let tied = |needed_otherwise: bool| {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Also {
+        Nothing,
+        /// Its norms, adapted: they read the panels, too.
+        Norms,
+        Sums,
+    }
+    let tied = |also: Also| {
         let g = GraphBuilder::new("tied");
         let table = g.param("table", F32, dims![50, 6]);
         let states = table.gather(g.input("ids", I64, dims!["batch"]));
-        g.output("y", states.dense(table, None));
-        if needed_otherwise {
-            g.output("columns", table.sum(&[0]) + states);
+        match also {
+            Also::Nothing => g.output("y", states.dense(table, None)),
+            Also::Norms => {
+                let factor = |name, shape| g.param(name, F32, shape).adapter();
+                let (a, b) = (factor("a", dims![2, 6]), factor("b", dims![50, 2]));
+                let gain = factor("m", dims![50]) / table.lora_norm(a, b, 0.5);
+                g.output("y", states.dora(table, a, b, gain, None, 0.5));
+            }
+            Also::Sums => {
+                g.output("y", states.dense(table, None));
+                g.output("columns", table.sum(&[0]) + states);
+            }
         }
         planned(&g.finish().unwrap(), true)
     };
     let rows_kept = |plan: &Plan| {
         plan.steps.iter().any(|step| step.stage == Stage::Call && step.reads.contains(&plan.params[0]))
     };
-    let plan = tied(false);
-    assert!(!rows_kept(&plan), "{plan}");
-    assert!(rows_kept(&tied(true)));
+    let plan = tied(Also::Nothing);
+    for plan in [&plan, &tied(Also::Norms)] {
+        assert!(!rows_kept(plan), "{plan}");
+    }
+    assert!(rows_kept(&tied(Also::Sums)));
     insta::assert_snapshot!(plan);
 }
 

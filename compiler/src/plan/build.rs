@@ -4,6 +4,8 @@
 
 mod products;
 
+use products::Packed;
+
 use super::fuse::{Fusion, LoopBuilder};
 use super::kernel::{Attention, Cast, Gather, Kernel, Loop, Pack, Row, RowOp};
 use super::storage::{Draft, carries};
@@ -106,7 +108,7 @@ struct Planner<'g> {
     draft: Draft,
     values: BTreeMap<NodeId, BufferId>,
     /// What was packed already, so that a weight used twice is packed once.
-    packs: Vec<(BufferId, Pack, BufferId)>,
+    packs: Vec<Packed>,
 }
 
 impl Planner<'_> {

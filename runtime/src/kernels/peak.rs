@@ -1,12 +1,15 @@
-//! Fused multiplications and additions of registers alone: the most that a core can compute, whatever it reads. Nothing that
-//! computes products is faster, so it is the bound where arithmetic binds.
+//! Multiplications and additions of registers alone: the most that a core can compute with an instruction set, whatever it
+//! reads. Nothing that computes products with it is faster, so it is the bound where arithmetic binds.
+
+use std::hint::black_box;
 
 use super::Lanes;
 
 /// What the number of fused operations is a multiple of: each step is one for every sum.
 pub(crate) const PEAK_STEP: usize = 12;
-/// How many sums few registers have room for. Each takes its latency, and together they keep two units busy.
-const FEW_SUMS: usize = 6;
+/// How many sums there are where registers have no room for as many.
+const SOME_SUMS: usize = 6;
+const FEW_SUMS: usize = 3;
 
 /// Adds up `count` products, lane by lane; `count` is a multiple of [`PEAK_STEP`].
 ///
@@ -16,7 +19,11 @@ const FEW_SUMS: usize = 6;
 pub(super) unsafe fn peak<L: Lanes>(count: usize) -> f32 {
     // SAFETY: the caller's instructions.
     unsafe {
-        if L::ACCUMULATORS >= PEAK_STEP { sums::<L, PEAK_STEP>(count) } else { sums::<L, FEW_SUMS>(count) }
+        match L::ACCUMULATORS {
+            PEAK_STEP.. => sums::<L, PEAK_STEP>(count),
+            SOME_SUMS.. => sums::<L, SOME_SUMS>(count),
+            _ => sums::<L, FEW_SUMS>(count),
+        }
     }
 }
 
@@ -24,7 +31,8 @@ pub(super) unsafe fn peak<L: Lanes>(count: usize) -> f32 {
 unsafe fn sums<L: Lanes, const SUMS: usize>(count: usize) -> f32 {
     // SAFETY: the caller's instructions.
     unsafe {
-        let factor = L::splat(0.5);
+        // Known to nobody else: the product is computed each time.
+        let factor = L::splat(black_box(0.5));
         // Each begins elsewhere: equal ones would be computed once.
         let mut sums: [L; SUMS] = std::array::from_fn(|index| L::splat(index as f32));
         for _ in 0..count / SUMS {

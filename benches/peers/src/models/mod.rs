@@ -54,7 +54,8 @@ fn one_thread() -> Options {
     Options { threads: Some(NonZeroUsize::MIN), ..Options::default() }
 }
 
-/// What a call takes at least that has such extents: its products, without epilogues, and the scores and values of attention.
+/// What a call takes at least that has such extents: its products, without epilogues, and the scores and values of attention,
+/// of which nothing hides a key.
 fn least(model: &CompiledModel, extents: &[(&str, usize)]) -> Result<Least, Error> {
     let extents = extents.iter().map(|&(name, extent)| (Symbol::new(name), extent as u64)).collect();
     let plan: &Plan = &model.compiled().plan;

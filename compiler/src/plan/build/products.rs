@@ -17,6 +17,14 @@ struct LinearParts {
     bias: Option<NodeId>,
 }
 
+/// A packed matrix that there is already.
+pub(super) struct Packed {
+    source: BufferId,
+    pack: Pack,
+    stage: Stage,
+    packed: BufferId,
+}
+
 impl Planner<'_> {
     /// The matrix `[out, k]` that a node holds, and where; a transposed one is read where it lies.
     fn matrix(&self, id: NodeId) -> (NodeId, MatrixLayout) {
@@ -35,13 +43,15 @@ impl Planner<'_> {
 
     /// A buffer's matrices, packed when the buffer is known.
     fn packed(&mut self, source: BufferId, name: &str, pack: Pack, stage: Stage) -> BufferId {
-        if let Some((_, _, packed)) = self.packs.iter().find(|(s, p, _)| *s == source && *p == pack) {
-            return *packed;
+        // One of a later stage is of no use: what reads it early would read it before it is written.
+        let serves = |other: &&Packed| other.source == source && other.pack == pack && other.stage <= stage;
+        if let Some(found) = self.packs.iter().find(serves) {
+            return found.packed;
         }
         let name = format!("{name}.{}", pack.packing);
         let packed = self.scratch(&name, Shape::new(vec![pack.floats()]), stage);
         self.draft.step(stage, name, Kernel::Pack(pack.clone()), vec![source], packed);
-        self.packs.push((source, pack, packed));
+        self.packs.push(Packed { source, pack, stage, packed });
         packed
     }
 
@@ -82,7 +92,7 @@ impl Planner<'_> {
     }
 
     /// Whether a table that is looked up at `stage` is there as the panels of a layer that is tied to it, and nothing else
-    /// needs it in another form after it is loaded. Then it isn't kept a second time.
+    /// needs it in another form after it is loaded. Then it isn't kept a second time. A norm reads the layer's panels.
     pub(super) fn is_kept_as_panels(&self, table: NodeId, stage: Stage) -> bool {
         let node = self.graph.node(table);
         let is_param =
@@ -93,11 +103,14 @@ impl Planner<'_> {
         let is_gather = |&(user, slot): &(NodeId, usize)| {
             matches!(self.graph.node(user).op(), Op::Gather(_)) && slot == ops::Gather::TABLE
         };
+        let is_norm = |&(user, slot): &(NodeId, usize)| {
+            matches!(self.graph.node(user).op(), Op::LoraNorm(_)) && slot == ops::LoraNorm::WEIGHT
+        };
         is_param
             && !is_output
             && self.stage(table) < stage
             && users.iter().any(is_layer)
-            && users.iter().all(|user| is_layer(user) || is_gather(user))
+            && users.iter().all(|user| is_layer(user) || is_norm(user) || is_gather(user))
     }
 
     fn packed_weight_at(&mut self, stage: Stage, id: NodeId, packing: Packing, scale: f64) -> BufferId {
