@@ -1,5 +1,7 @@
 //! Aligned memory for staged values and arenas. Knows nothing about what is in it.
 
+mod slabs;
+
 use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 
@@ -34,9 +36,12 @@ impl Buffer {
         if bytes == 0 {
             return Some(Buffer::EMPTY);
         }
-        let layout = layout(bytes)?;
-        // SAFETY: the layout isn't empty.
-        let address = NonNull::new(unsafe { alloc(layout) })?;
+        let address = if slabs::BLOCK.contains(&bytes) {
+            slabs::take(bytes)?
+        } else {
+            // SAFETY: the layout isn't empty.
+            NonNull::new(unsafe { alloc(layout(bytes)?) })?
+        };
         if bytes >= HUGE_PAGE {
             // SAFETY: these bytes are ours.
             unsafe { advise_huge_pages(address, bytes) };
@@ -63,7 +68,10 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let (1.., Some(layout)) = (self.bytes, layout(self.bytes)) {
+        if slabs::BLOCK.contains(&self.bytes) {
+            // SAFETY: `zeroed` took it from there.
+            unsafe { slabs::give_back(self.address, self.bytes) };
+        } else if let (1.., Some(layout)) = (self.bytes, layout(self.bytes)) {
             // SAFETY: allocated in `zeroed` with this layout.
             unsafe { dealloc(self.address.as_ptr(), layout) };
         }
