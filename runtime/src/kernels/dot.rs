@@ -10,6 +10,10 @@ use crate::panels::{LANE, row_stride};
 /// Rows of x in a tile, and rows of A: with AVX-512, 24 sums and six lanes of x are in registers.
 const TILE_ROWS: usize = 6;
 const TILE_OUT: usize = 4;
+/// So few rows take so many rows of A at once: each addition waits for the one before, and four sums of a row would leave the
+/// arithmetic idle meanwhile.
+const LOW_ROWS: usize = 2;
+const LOW_OUT: usize = 8;
 
 /// A block of rows of x, against all rows of A.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +65,9 @@ unsafe fn all_outputs<L: Lanes, const ROWS: usize>(block: &DotBlock, row: usize)
         // SAFETY: the rows and outputs are the block's.
         output += unsafe {
             match block.out - output {
+                LOW_OUT.. if ROWS <= LOW_ROWS && L::ACCUMULATORS >= LOW_ROWS * LOW_OUT => {
+                    tile::<L, ROWS, LOW_OUT>(block, row, output)
+                }
                 TILE_OUT.. => tile::<L, ROWS, TILE_OUT>(block, row, output),
                 _ => tile::<L, ROWS, 1>(block, row, output),
             }
