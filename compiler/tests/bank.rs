@@ -234,6 +234,29 @@ proptest! {
     }
 }
 
+/// So many bytes of adapters that a call takes its rows in several rounds, with items that have none, and one whose adapter is
+/// merged, which makes it one round.
+#[test]
+fn many_large_adapters_are_each_item_alone() {
+    let kind = |rank, dora| Kind { rank, dora, bias_of_b: !dora };
+    let adapters = |merged| {
+        let ranks = [(24, true), (17, false), (9, true), (0, false), (30, true)];
+        ranks.map(|(rank, dora)| (vec![kind(rank, dora)], false, merged && rank == 9)).to_vec()
+    };
+    for (threads, item_rows, items, merged) in [(1, 1, 150, false), (3, 2, 70, false), (2, 3, 50, true)] {
+        check(&Case {
+            out: 100,
+            k: 400,
+            item_rows,
+            biased: true,
+            adapters: adapters(merged),
+            items: (0..items).map(|item| item % 6).collect(),
+            threads,
+            seed: 7,
+        });
+    }
+}
+
 /// A little layer, its bank and its model.
 fn little() -> (Bank, Model) {
     let mut numbers = Numbers(1);

@@ -2,6 +2,7 @@
 //! and hand each to a kernel; the arithmetic is the kernels'. Products whose items have adapters are in `adapted.rs`.
 
 mod adapted;
+mod rounds;
 
 use crate::abi::{Attention, Dot, Frame, Linear, Merge, NOT_ADAPTABLE, Pack, RowNorm, Unary};
 use crate::context::Context;
@@ -331,6 +332,7 @@ impl<'a> Product<'a> {
                 y_stride: self.out,
                 first_row,
                 finishes,
+                ahead: &[],
             }
         }
     }

@@ -126,6 +126,7 @@ impl Tile {
             y_stride: PANEL,
             first_row: 0,
             finishes: &finishes,
+            ahead: &[],
         };
         // SAFETY: x is `[rows, k]`, w a panel `[k, PANEL]`, y `[rows, PANEL]`; nothing follows the sums; the
         // kernels of a context are ones that this CPU can run.

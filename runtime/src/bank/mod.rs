@@ -11,6 +11,7 @@ mod order;
 mod rows;
 
 pub use adapter::{Adapter, AdapterError, AdapterWeights};
+pub(crate) use form::Form;
 pub use form::{FormError, LayerWeights, Update};
 pub use order::{OrderError, in_order};
 pub(crate) use rows::Piece;

@@ -1,16 +1,24 @@
 //! A product whose items have adapters, each its own: `h = x Aᵀ` for the rows of each, then the product, in which W is
 //! read once for all rows of a block and each piece of it is finished with its own adapter's B, gain and bias.
 //!
-//! W's panel passes once for all of them, and what is read from memory meanwhile hides behind its arithmetic. A row's sum is
-//! the same in the same order as if it were alone, so its bits do not depend on its neighbours. A piece whose adapter is
+//! W's panel passes once for all rows of a block, and what adapters read from memory hides behind its arithmetic: the B of the
+//! rows, and, where there are many adapters, the A of the rows that come next. A row's sum is the same in the same order as
+//! if it were alone, so its bits do not depend on its neighbours. A piece whose adapter is
 //! merged is a product with a weight of its own, and shares nothing.
 
-use super::{DOT_ROWS, Product, context};
+use std::ops::Range;
+
+use super::rounds::Rounds;
+use super::{BLOCK_ROWS, DOT_ROWS, FirstRow, Product, context};
 use crate::abi::Frame;
-use crate::bank::{Piece, Runs};
-use crate::kernels::{Block, DotBlock, Finish, Kernels};
+use crate::bank::{Form, Piece, Runs};
+use crate::kernels::{Block, DotBlock, Fetch, Finish, Kernels};
 use crate::memory::Buffer;
+use crate::panels::{PANEL, Panel, row_stride};
 use crate::workers::Shared;
+
+/// How many A a task fetches at most while it computes a block.
+const AHEAD: usize = 8;
 
 /// The adapters of a layer's rows.
 #[derive(Clone, Copy)]
@@ -21,6 +29,8 @@ struct Adapters<'a> {
     item_rows: usize,
     /// The largest rank, and the room for each row's hidden values.
     room: usize,
+    /// Whether one of them is merged.
+    merged: bool,
 }
 
 impl<'a> Adapters<'a> {
@@ -35,6 +45,18 @@ impl<'a> Adapters<'a> {
         // SAFETY: the caller's adapters.
         let form = unsafe { self.pieces(row, row + 1) }.next().and_then(|piece| piece.form);
         form.map_or(std::ptr::null(), |form| form.a.floats().cast_const())
+    }
+
+    /// Rounds for a product. Where an adapter is merged there is one: a product with a weight of its own hides nothing.
+    ///
+    /// # Safety
+    /// The adapters of the call are alive.
+    unsafe fn rounds(self, product: &Product<'_>, kernels: &Kernels) -> Rounds {
+        // SAFETY: the caller's adapters.
+        let forms = unsafe { self.pieces(0, product.rows) }.filter_map(|piece| piece.form);
+        let floats = |form: &Form| form.rank * row_stride(product.k) + form.b.rows() * product.out;
+        let bytes = if self.merged { 0 } else { forms.map(floats).sum::<usize>() * size_of::<f32>() };
+        Rounds::new(product.rows, kernels.tile_rows, bytes / product.out.div_ceil(PANEL).max(1))
     }
 
     /// # Safety
@@ -59,76 +81,125 @@ pub(super) unsafe fn product(frame: *const Frame, product: &Product<'_>) -> bool
         if !runs.change(layer) {
             return false;
         }
-        let adapters = Adapters { runs, layer, item_rows, room: runs.room(layer) };
-        hidden(frame, product, adapters);
-        outputs(frame, product, adapters);
+        let mut adapters = Adapters { runs, layer, item_rows, room: runs.room(layer), merged: false };
+        let mut pieces = adapters.pieces(0, product.rows);
+        adapters.merged = pieces.any(|piece| piece.form.is_some_and(|form| form.weight.is_some()));
+        let finishes = adapters.pieces(0, product.rows).map(|piece| finish(product, &piece));
+        // Nobody else has the scratch while this call runs.
+        let finishes = runs.finishes(finishes);
+        let rounds = adapters.rounds(product, context(frame).kernels);
+        hidden(frame, product, adapters, rounds.rows(0));
+        for round in 0..rounds.count() {
+            outputs(frame, product, adapters, finishes, [round, round + 1].map(|round| rounds.rows(round)));
+        }
     }
     true
 }
 
-/// `h = x Aᵀ` for the rows that have an A.
+/// `h = x Aᵀ` for those of some rows that have an A, each fetched while the one before is used.
 ///
 /// # Safety
-/// As for [`product`].
-unsafe fn hidden(frame: *const Frame, product: &Product<'_>, adapters: Adapters<'_>) {
+/// As for [`product`]; the rows are the product's.
+unsafe fn hidden(frame: *const Frame, product: &Product<'_>, adapters: Adapters<'_>, rows: Range<usize>) {
     if adapters.room == 0 {
         return;
     }
     // SAFETY: the caller's frame.
     let context = unsafe { context(frame) };
-    let operations = product.rows.saturating_mul(product.k).saturating_mul(adapters.room);
+    let operations = rows.len().saturating_mul(product.k).saturating_mul(adapters.room);
     let shared = Shared((*product, adapters));
-    context.workers.run(product.rows.div_ceil(DOT_ROWS), operations, &|task| {
+    context.workers.run(rows.len().div_ceil(DOT_ROWS), operations, &|task| {
         let (product, adapters) = *shared.get();
-        let (first, end) = (task * DOT_ROWS, product.rows.min((task + 1) * DOT_ROWS));
-        // SAFETY: rows `first..end` are the product's, and each task has its own; x is `[rows, k]`; a form's A is packed for
-        // the layer's k.
+        let first = rows.start + task * DOT_ROWS;
+        let end = rows.end.min(first + DOT_ROWS);
+        // SAFETY: the rows are the product's, and each task has its own.
         unsafe {
-            for piece in adapters.pieces(first, end) {
-                let Some(form) = piece.form.filter(|form| form.rank > 0) else { continue };
-                (context.kernels.dot)(&DotBlock {
-                    rows: piece.end - piece.first,
-                    k: product.k,
-                    out: form.rank,
-                    x: product.linear.x.add(piece.first * product.k),
-                    a: form.a.floats(),
-                    h: piece.hidden,
-                    ahead: adapters.a_of(piece.end, product.rows),
-                });
-            }
+            dots(&product, adapters, first..end, context.kernels, |row| adapters.a_of(row, product.rows));
         }
     });
 }
 
-/// The product, block by block.
+/// `h = x Aᵀ` for some rows, on this thread. `ahead` says what is fetched meanwhile, if those are done that come before a row.
 ///
 /// # Safety
-/// As for [`product`]; the hidden values have been computed.
-unsafe fn outputs(frame: *const Frame, product: &Product<'_>, adapters: Adapters<'_>) {
-    // SAFETY: the caller's frame and adapters; nobody else has the scratch while this call runs.
-    let (context, finishes) = unsafe {
-        let pieces = adapters.pieces(0, product.rows).map(|piece| finish(product, &piece));
-        (context(frame), adapters.runs.finishes(pieces))
-    };
-    // SAFETY: the caller's adapters.
-    let mut pieces = unsafe { adapters.pieces(0, product.rows) };
-    let merged = pieces.any(|piece| piece.form.is_some_and(|form| form.weight.is_some()));
+/// As for [`hidden`], and nobody else computes or reads the hidden values of these rows.
+unsafe fn dots(
+    product: &Product<'_>,
+    adapters: Adapters<'_>,
+    rows: Range<usize>,
+    kernels: &Kernels,
+    ahead: impl Fn(usize) -> *const f32,
+) {
+    // SAFETY: x is `[rows, k]`; a form's A is packed for the layer's k.
+    unsafe {
+        for piece in adapters.pieces(rows.start, rows.end) {
+            let Some(form) = piece.form.filter(|form| form.rank > 0) else { continue };
+            (kernels.dot)(&DotBlock {
+                rows: piece.end - piece.first,
+                k: product.k,
+                out: form.rank,
+                x: product.linear.x.add(piece.first * product.k),
+                a: form.a.floats(),
+                h: piece.hidden,
+                ahead: ahead(piece.end),
+            });
+        }
+    }
+}
+
+/// The product of a round's rows, block by block. Each task has a share of the next round's rows, too: while its block is
+/// computed, their A are fetched, and then used.
+///
+/// # Safety
+/// As for [`product`]; the hidden values of the round have been computed.
+unsafe fn outputs(
+    frame: *const Frame,
+    product: &Product<'_>,
+    adapters: Adapters<'_>,
+    finishes: &[Finish],
+    [round, next]: [Range<usize>; 2],
+) {
+    // SAFETY: the caller's frame.
+    let context = unsafe { context(frame) };
+    let panels = product.out.div_ceil(PANEL);
+    let tasks = round.len().div_ceil(BLOCK_ROWS) * panels;
+    let operations = Product { rows: round.len(), ..*product }.operations();
     let shared = Shared((frame, *product, finishes, adapters));
-    context.workers.run(product.tasks(), product.operations(), &|task| {
+    context.workers.run(tasks, operations, &|task| {
         let (frame, product, finishes, adapters) = *shared.get();
-        let (row, panel) = product.place(task);
-        // SAFETY: `place` yields each block of the output once, and the finishes cover all rows.
+        let [begin, end] = [task, task + 1].map(|task| next.start + next.len() * task / tasks);
+        let mut ahead = [Fetch::NOTHING; AHEAD];
+        let first = round.start + task / panels * BLOCK_ROWS;
+        let (row, panel) = (FirstRow { item: 0, first }, Panel::of(product.out, task % panels));
+        // SAFETY: each block of the output is one task's, and so are the hidden values of each row of the next round; the
+        // finishes cover all rows.
         unsafe {
-            let block = product.block(row, panel, finishes);
-            if merged {
-                let pieces = adapters.pieces(row.first, row.first + block.rows);
-                by_weight(&block, pieces, context.kernels);
+            let ahead = fetches(&product, adapters.pieces(begin, end), &mut ahead);
+            let rows = (round.end - first).min(BLOCK_ROWS);
+            let block = Block { rows, ahead, ..product.block(row, panel, finishes) };
+            if adapters.merged {
+                by_weight(&block, adapters.pieces(first, first + rows), context.kernels);
             } else {
                 (context.kernels.product)(&block);
             }
-            product.epilogue(frame, row, block.rows, panel);
+            product.epilogue(frame, row, rows, panel);
+            dots(&product, adapters, begin..end, context.kernels, |_| std::ptr::null());
         }
     });
+}
+
+/// What is read for the hidden values of some pieces, as far as there is room to say it.
+fn fetches<'a, 'f>(
+    product: &Product<'_>,
+    pieces: impl Iterator<Item = Piece<'a>>,
+    to: &'f mut [Fetch; AHEAD],
+) -> &'f [Fetch] {
+    let forms = pieces.filter_map(|piece| piece.form);
+    let count = to.iter_mut().zip(forms).fold(0, |count, (fetch, form)| {
+        *fetch = Fetch { from: form.a.floats(), floats: form.rank * row_stride(product.k) };
+        count + 1
+    });
+    &to[..count]
 }
 
 /// A block some of whose rows have weights of their own: these each for itself, those between them together.

@@ -43,7 +43,7 @@ pub(crate) use merge::MergeBlock;
 pub(crate) use norm::NormBlock;
 pub(crate) use peak::PEAK_STEP;
 pub(crate) use stream::STREAM_STEP;
-pub(crate) use tile::{Block, Finish, K_BLOCK};
+pub(crate) use tile::{Block, Fetch, Finish, K_BLOCK};
 
 /// Sixteen floats side by side, in whatever registers an instruction set has for them.
 ///

@@ -51,6 +51,8 @@ pub(crate) struct Block<'a> {
     pub(crate) first_row: usize,
     /// What follows the sums of each row, in the order of the rows; they cover those of the block.
     pub(crate) finishes: &'a [Finish],
+    /// What is read after the block, and is fetched into the second-level cache meanwhile, by each tile its share.
+    pub(crate) ahead: &'a [Fetch],
 }
 
 /// What follows the sums `x W^T` of neighbouring rows, for all outputs: `gain * (sums + h B^T) + bias + shift`.
@@ -94,10 +96,21 @@ impl Finish {
 }
 
 /// Floats that lie side by side and are read soon.
-#[derive(Clone, Copy)]
-struct Fetch {
-    from: *const f32,
-    floats: usize,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fetch {
+    pub(crate) from: *const f32,
+    pub(crate) floats: usize,
+}
+
+impl Fetch {
+    pub(crate) const NOTHING: Fetch = Fetch { from: std::ptr::null(), floats: 0 };
+
+    /// Part `index` of so many equal ones.
+    #[inline(always)]
+    fn part(self, index: usize, parts: usize) -> Fetch {
+        let [begin, end] = [index, index + 1].map(|part| self.floats * part / parts);
+        Fetch { from: self.from.wrapping_add(begin), floats: end - begin }
+    }
 }
 
 /// The steps of k that a pass over the tiles takes.
@@ -121,6 +134,11 @@ struct Pass<'a> {
     is_stream: bool,
     /// What is fetched into the second-level cache meanwhile.
     far: Fetch,
+    /// Of each of these, too, but only the part with this number.
+    ahead: &'a [Fetch],
+    part: usize,
+    /// How many equal parts there are: as many as tiles of all rows and steps.
+    parts: usize,
     /// Whose B is fetched, too.
     next: &'a [Finish],
 }
@@ -145,14 +163,15 @@ pub(super) unsafe fn product<L: Lanes>(block: &Block<'_>) {
     let blocks = if is_single { 1 } else { block.k.div_ceil(K_BLOCK).max(1) };
     for index in 0..blocks {
         let (first, end) = (index * block.k / blocks, (index + 1) * block.k / blocks);
+        let steps = Steps { first, count: end - first, resume: first > 0 };
         // SAFETY: as the caller's.
-        unsafe { all_rows::<L>(block, Steps { first, count: end - first, resume: first > 0 }) };
+        unsafe { all_rows::<L>(block, steps, (index, blocks)) };
     }
 }
 
 /// The rows in as few tiles as can hold them, all about as high: a low tile takes hardly less time than a high one.
 #[inline(always)]
-unsafe fn all_rows<L: Lanes>(block: &Block<'_>, steps: Steps) {
+unsafe fn all_rows<L: Lanes>(block: &Block<'_>, steps: Steps, (index, blocks): (usize, usize)) {
     let tiles = block.rows.div_ceil(rows(L::ACCUMULATORS));
     let is_last = steps.first + steps.count == block.k;
     let mut finishes = block.finishes;
@@ -163,7 +182,9 @@ unsafe fn all_rows<L: Lanes>(block: &Block<'_>, steps: Steps) {
         let of_tile = &finishes[..finishes.partition_point(|finish| is_last && finish.first < last)];
         let far = next_block(block, steps, tile, tiles);
         let (finish, next) = if let [all] = of_tile { (Some(all), &[][..]) } else { (None, of_tile) };
-        let mut pass = Pass { row, end, steps, finish, is_stream: tiles == 1, far, next };
+        let (part, parts) = (index * tiles + tile, blocks * tiles);
+        let (ahead, is_stream) = (block.ahead, tiles == 1);
+        let mut pass = Pass { row, end, steps, finish, is_stream, far, ahead, part, parts, next };
         let mut rest = next.iter();
         loop {
             // SAFETY: the pass's rows are the block's, and no more of them than a tile is high.
@@ -184,8 +205,8 @@ unsafe fn all_rows<L: Lanes>(block: &Block<'_>, steps: Steps) {
             let row = finish.first.max(first) - block.first_row;
             let end = finish.end.min(last) - block.first_row;
             let steps = Steps { first: block.k, count: 0, resume: true };
-            let far = Fetch { from: block.w, floats: 0 };
-            pass = Pass { row, end, steps, finish: Some(finish), far, next: &[], ..pass };
+            let (far, finish) = (Fetch::NOTHING, Some(finish));
+            pass = Pass { row, end, steps, finish, far, ahead: &[], next: &[], ..pass };
         }
     }
 }
@@ -262,25 +283,30 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(
 unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     sums: &mut [[L; WIDTH]; ROWS],
     block: &Block<'_>,
-    &Pass { row, steps, is_stream, far, next, .. }: &Pass<'_>,
+    &Pass { row, steps, is_stream, far, ahead, part, parts, next, .. }: &Pass<'_>,
     column: usize,
 ) {
     // Of a pass without steps this is beyond the panel.
     let w = block.w.wrapping_add(steps.first * block.width + column);
     let x = block.x.wrapping_add(row * block.k + steps.first);
-    let of_b: usize = next.iter().map(|finish| finish.b_rows * block.width).sum();
-    let first_share =
-        if next.is_empty() { steps.count } else { steps.count * far.floats / (far.floats + of_b).max(1) };
-    let (mut begin, mut end, mut fetch) = (0, first_share, far);
-    for share in 0..=next.len() {
-        if share > 0 {
-            let finish = &next[share - 1];
-            end = first_share + (steps.count - first_share) * share / next.len();
+    let fetch_of = |share: usize| match share.checked_sub(1) {
+        None => far,
+        Some(share) if share < ahead.len() => ahead[share].part(part, parts),
+        Some(share) => {
+            let finish = &next[share - ahead.len()];
             let from = finish.b.wrapping_add(block.first_column * finish.b_rows);
-            fetch = Fetch { from, floats: finish.b_rows * block.width };
+            Fetch { from, floats: finish.b_rows * block.width }
         }
+    };
+    let last = ahead.len() + next.len();
+    let all: usize = if last == 0 { 0 } else { (0..=last).map(|share| fetch_of(share).floats).sum() };
+    let (mut begin, mut floats) = (0, 0);
+    for share in 0..=last {
+        let fetch = fetch_of(share);
+        floats += fetch.floats;
+        let end = if share == last { steps.count } else { steps.count * floats / all.max(1) };
         let here = w.wrapping_add(begin * block.width);
-        let stride = fetch.floats / (end - begin).max(1);
+        let stride = fetch.floats.div_ceil((end - begin).max(1));
         let x = Factor { at: x.wrapping_add(begin), row_stride: block.k, step_stride: 1 };
         let count = end - begin;
         // SAFETY: the caller's tile has so many steps of x and W from here on; a prefetch may be of any address.

@@ -135,6 +135,7 @@ fn read(
                 y_stride: PANEL,
                 first_row: 0,
                 finishes: &finishes,
+                ahead: &[],
             };
             // SAFETY: x is `[rows, K]`, y `[rows, PANEL]`, and w a panel `[K, PANEL]` of those that the weight has room for; there
             // is nothing else; the kernels of a context are ones that this CPU can run.
