@@ -5,7 +5,7 @@ use std::ops::Range;
 
 /// How many bytes the adapters of a round's rows take for a panel of outputs at most. Together with the rows' x and two
 /// panels of W, they then stay in a second-level cache of 1 MiB.
-const PANEL_BYTES: usize = 400 << 10;
+const PANEL_BYTES: usize = 384 << 10;
 /// Tiles of a round at least, which share the reading of W. Adapters so large that fewer would fit hide nothing in time.
 const TILES: usize = 4;
 
