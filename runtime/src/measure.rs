@@ -56,8 +56,10 @@ impl Machine {
     /// # Errors
     /// There is no memory to measure with, which is little more than 64 MiB.
     pub fn measure(context: &Context) -> Result<Machine, MeasureError> {
-        let mut stream = Stream::new(STREAM_BYTES)?;
-        let read = fastest(|| drop(black_box(stream.sum(context, 0, 1))));
+        let stream = Stream::new(STREAM_BYTES)?;
+        let read = fastest(|| {
+            black_box(stream.sum(context, 0, 1));
+        });
         Ok(Machine {
             flops_per_second: ceiling(context)?,
             bytes_per_second: stream.bytes() as f64 / read.as_secs_f64(),

@@ -11,6 +11,7 @@ use crate::{Compiled, Merging, Options, compile};
 #[derive(Clone, Debug, Default)]
 pub struct CompileOptions {
     /// Which adapters are merged into their layers' weights when they are loaded: the one that is attached, or those of a bank.
+    /// The base's weights stay beside the merged ones.
     pub merge: Merging,
     /// Whether adapters are put on the model while it runs, another on each row: [`CompiledModel::bank`].
     pub bank: bool,

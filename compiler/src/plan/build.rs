@@ -7,7 +7,7 @@ mod products;
 use products::Packed;
 
 use super::fuse::{Fusion, LoopBuilder};
-use super::kernel::{Attention, Cast, Gather, Kernel, Loop, Pack, Row, RowOp};
+use super::kernel::{Attention, Cast, Gather, Kernel, Loop, Row, RowOp};
 use super::storage::{Draft, carries};
 use super::{Buffer, BufferId, Plan, PlanError, stage_index};
 use engraft_ir::ops;

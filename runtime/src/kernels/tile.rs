@@ -317,7 +317,7 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
                 }
             };
             let stream = |p: usize| {
-                // A step of more rows takes longer: as far ahead in time.
+                // Of few rows a step takes longer, the more there are: as far ahead in time.
                 let (ahead, lines) =
                     if ROWS <= STREAM_ROWS { (STREAM_AHEAD / ROWS, 1) } else { (STREAM_AHEAD, WIDTH) };
                 for v in 0..lines {

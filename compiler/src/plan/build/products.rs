@@ -22,7 +22,7 @@ pub(super) struct Packed {
     source: BufferId,
     pack: Pack,
     stage: Stage,
-    packed: BufferId,
+    buffer: BufferId,
 }
 
 impl Planner<'_> {
@@ -46,12 +46,12 @@ impl Planner<'_> {
         // One of a later stage is of no use: what reads it early would read it before it is written.
         let serves = |other: &&Packed| other.source == source && other.pack == pack && other.stage <= stage;
         if let Some(found) = self.packs.iter().find(serves) {
-            return found.packed;
+            return found.buffer;
         }
         let name = format!("{name}.{}", pack.packing);
         let packed = self.scratch(&name, Shape::new(vec![pack.floats()]), stage);
         self.draft.step(stage, name, Kernel::Pack(pack.clone()), vec![source], packed);
-        self.packs.push(Packed { source, pack, stage, packed });
+        self.packs.push(Packed { source, pack, stage, buffer: packed });
         packed
     }
 
