@@ -1,18 +1,24 @@
 //! Text to token ids and back: a model directory's `tokenizer.json`. The work is done by the crate `tokenizers`, which
-//! callers don't see; this module decides what of such a file is accepted. Knows nothing about models.
+//! callers don't see; this module decides what of such a file is accepted. Knows nothing about models, but for the class that
+//! transformers reads their tokenizers with.
 //!
 //! A file comes from outside, and the crate trusts it: it ignores fields, guesses types, renumbers tokens with a warning
-//! in a log, and panics on some contradictions. So the file is read twice, first strictly by us (`schema`, `check`).
+//! in a log, and panics on some contradictions. So the file is read twice, first strictly by us (`schema`, `check`). What a
+//! `tokenizer_config.json` beside it says must not contradict it (`settings`).
 
 mod batch;
 mod check;
 mod schema;
+mod settings;
 mod stream;
 
 pub use batch::Batch;
 pub use check::PartError;
+pub use settings::SettingError;
 pub use stream::TextStream;
 
+use crate::json;
+use serde_json::{Map, Value as Json};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -34,7 +40,7 @@ pub enum TokenizerError {
         source: io::Error,
     },
     /// The file is larger than any real one.
-    #[error("{name}: the file has more than {MAX_BYTES} bytes, expected a `tokenizer.json`")]
+    #[error("{name}: the file has more than {MAX_BYTES} bytes, expected a tokenizer or its configuration")]
     TooLarge {
         /// The file.
         name: String,
@@ -54,6 +60,22 @@ pub enum TokenizerError {
         name: String,
         /// Which, and why.
         source: PartError,
+    },
+    /// A file beside the tokenizer is no JSON object.
+    #[error("{name}: malformed: {source}")]
+    Object {
+        /// The file.
+        name: String,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// What stands beside the tokenizer contradicts it.
+    #[error("{name}: {source}")]
+    Setting {
+        /// The `tokenizer_config.json`.
+        name: String,
+        /// Which field, and how.
+        source: SettingError,
     },
     /// The crate that does the work refused the file, or failed on a text.
     #[error("{name}: {action} failed: {source}")]
@@ -116,25 +138,41 @@ pub struct TextTokenizer {
 }
 
 impl TextTokenizer {
-    /// Reads a `tokenizer.json`. Its own settings for truncation and padding have no effect.
+    /// Reads a `tokenizer.json`. Its own settings for truncation and padding have no effect. If there is a
+    /// `tokenizer_config.json` beside it, that must ask for no other ids.
     ///
     /// # Errors
-    /// The file cannot be read, is larger than 64 MiB, or holds anything that is not supported.
+    /// The file cannot be read, is larger than 64 MiB, or holds anything that is not supported; or what lies beside it
+    /// contradicts it.
     pub fn read(path: impl AsRef<Path>) -> Result<Self, TokenizerError> {
-        let name = path.as_ref().display().to_string();
+        let path = path.as_ref();
+        let name = path.display().to_string();
         let mut bytes = Vec::new();
         let read = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes));
-        match read {
-            Ok(_) => Self::parse(&name, &bytes),
-            Err(source) => Err(TokenizerError::Io { name, source }),
+        if let Err(source) = read {
+            return Err(TokenizerError::Io { name, source });
         }
+        let (tokenizer, file) = Self::parse_parts(&name, &bytes)?;
+        let beside = path.with_file_name("tokenizer_config.json");
+        if let Some(settings) = read_object(&beside)? {
+            let model = read_object(&path.with_file_name("config.json"))?;
+            let name = beside.display().to_string();
+            settings::check(&settings, model.as_ref(), &file)
+                .map_err(|source| TokenizerError::Setting { name, source })?;
+        }
+        Ok(tokenizer)
     }
 
-    /// Reads the bytes of a `tokenizer.json`, which errors call `name`.
+    /// Reads the bytes of a `tokenizer.json`, which errors call `name`, with nothing beside it.
     ///
     /// # Errors
     /// As [`read`](Self::read).
     pub fn parse(name: &str, bytes: &[u8]) -> Result<Self, TokenizerError> {
+        Self::parse_parts(name, bytes).map(|(tokenizer, _)| tokenizer)
+    }
+
+    /// The tokenizer, and what its file says.
+    fn parse_parts(name: &str, bytes: &[u8]) -> Result<(Self, schema::File), TokenizerError> {
         let owned = || name.to_owned();
         if bytes.len() as u64 > MAX_BYTES {
             return Err(TokenizerError::TooLarge { name: owned() });
@@ -156,13 +194,13 @@ impl TextTokenizer {
                 return Err(part(PartError::Id { part: "added_tokens", token, stated, found }));
             }
         }
-        let pad_id = file.padding.map(|padding| padding.pad_id);
+        let pad_id = file.padding.as_ref().map(|padding| padding.pad_id);
         let mut ours = Self::from_built(name, tokenizer)?;
         if let Some(id) = pad_id {
             ours.check_id(id)?;
             ours.pad_id = id;
         }
-        Ok(ours)
+        Ok((ours, file))
     }
 
     /// Takes a tokenizer that was built otherwise, from a GGUF file for example; errors call it `name`. Its own settings
@@ -257,5 +295,18 @@ impl TextTokenizer {
 
     fn failed(&self, action: &'static str, source: tokenizers::Error) -> TokenizerError {
         TokenizerError::Crate { name: self.name.clone(), action, source }
+    }
+}
+
+/// The object in a file of JSON, or `None` if there is no such file.
+fn read_object(path: &Path) -> Result<Option<Map<String, Json>>, TokenizerError> {
+    let name = || path.display().to_string();
+    match json::read_limited(path, MAX_BYTES) {
+        Ok(Some(text)) => json::parse_object(&text)
+            .map(Some)
+            .map_err(|source| TokenizerError::Object { name: name(), source }),
+        Ok(None) => Err(TokenizerError::TooLarge { name: name() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(TokenizerError::Io { name: name(), source }),
     }
 }
