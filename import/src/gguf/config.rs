@@ -59,7 +59,7 @@ pub(super) struct Facts {
     pub rope_factors: Option<Tensor>,
 }
 
-/// Keys that are used, after the architecture's name.
+/// Keys that are used, after the architecture's name, or that matter to `yarn` alone, which is refused.
 const USED: [&str; 17] = [
     "block_count",
     "context_length",
@@ -237,21 +237,13 @@ fn rope_scaling(
         return rope::llama3(factors, model.head_dim, theta).map(Some);
     }
     match (kind, factor) {
+        (Some(other), _) if !matches!(other, "none" | "linear") => {
+            Err(unsupported("rope.scaling.type", format!("{other:?}")))
+        }
         (None | Some("none"), None) => Ok(None),
         (Some("none"), Some(factor)) => Err(unsupported("rope.scaling.factor", factor.to_string())),
-        (None | Some("linear"), Some(factor)) => Ok(Some(json!({"rope_type": "linear", "factor": factor}))),
-        (Some("yarn"), Some(factor)) => {
-            let original = keys.required("rope.scaling.original_context_length")?;
-            Ok(Some(json!({
-                "rope_type": "yarn",
-                "factor": factor,
-                "original_max_position_embeddings": original,
-            })))
-        }
-        (Some("linear" | "yarn"), None) => {
-            Err(missing(&keys.key("rope.scaling.factor"), "the factor of the scaling"))
-        }
-        (Some(other), _) => Err(unsupported("rope.scaling.type", format!("{other:?}"))),
+        (_, Some(factor)) => Ok(Some(json!({"rope_type": "linear", "factor": factor}))),
+        (_, None) => Err(missing(&keys.key("rope.scaling.factor"), "the factor of the scaling")),
     }
 }
 

@@ -82,14 +82,7 @@ fn a_qwen2_keeps_its_rows() {
 }
 
 #[test]
-fn yarn_and_the_factors_of_llama_3_are_scalings() {
-    let mut file = File::llama();
-    file.set("llama.rope.scaling.type", text("yarn"));
-    file.set("llama.rope.scaling.factor", f32(4.0));
-    file.set("llama.rope.scaling.original_context_length", u32(8));
-    let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8});
-    assert_eq!(config(&file).unwrap()["rope_scaling"], yarn);
-
+fn the_factors_of_llama_3_are_a_scaling() {
     // A head of two elements turns once in 2 pi positions, which is short: its factor is 1, and so is the scaling's.
     let mut file = File::llama();
     file.push("rope_freqs.weight", &[1]);
@@ -119,6 +112,18 @@ fn what_changes_the_computation_is_refused() {
     for (key, value, message) in cases {
         let key = format!("llama.{key}");
         assert_refused(|file| file.set(&key, value), &[&format!("metadata `{key}` {message}")]);
+    }
+    // The file's own key: whoever has a GGUF file alone has no `rope_scaling` to look for.
+    for model in ["llama", "qwen2"] {
+        let yarn = |file: &mut File| {
+            file.rename(model);
+            file.set(&format!("{model}.rope.scaling.type"), text("yarn"));
+            file.set(&format!("{model}.rope.scaling.factor"), f32(4.0));
+            file.set(&format!("{model}.rope.scaling.original_context_length"), u32(8));
+        };
+        let message =
+            format!("metadata `{model}.rope.scaling.type` is \"yarn\", which changes the computation");
+        assert_refused(yarn, &[&message]);
     }
     assert_refused(
         |file| file.rename("gemma"),
@@ -153,5 +158,5 @@ fn what_is_missing_or_wrong_is_refused() {
     assert_refused(set("attention.head_count_kv", u32(4)), &["is 4, expected a divisor of the 2 heads"]);
     assert_refused(set("rope.freq_base", f32(f32::NAN)), &["is NaN, expected a finite number"]);
     assert_refused(set("rope.freq_base", f32(-1.0)), &["is -1, expected a positive number"]);
-    assert_refused(set("rope.scaling.type", text("yarn")), &["`llama.rope.scaling.factor` is missing"]);
+    assert_refused(set("rope.scaling.type", text("linear")), &["`llama.rope.scaling.factor` is missing"]);
 }
