@@ -1,4 +1,4 @@
-"""Records the ids that transformers makes of a text with a small `tokenizer.json` and various `tokenizer_config.json` beside it.
+"""Records the ids that transformers makes of a text with a small `tokenizer.json` and a `tokenizer_config.json` beside it.
 
 Run once with transformers 5.24.0 and once with 4.57.1, both with tokenizers; each adds its ids to `cases.json`:
 
@@ -41,7 +41,7 @@ def tokenizer(special, model, normalizer, pre_tokenizer, post_processor, decoder
     }
 
 
-def bert(lowercase=True, strip_accents=None, chinese=True):
+def bert(lowercase=True, strip_accents=None, chinese=True, processing=False):
     letters = list("abABéÉe中国")
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + letter for letter in letters)]
     vocab = {token: i for i, token in enumerate(tokens)}
@@ -49,8 +49,11 @@ def bert(lowercase=True, strip_accents=None, chinese=True):
              "max_input_chars_per_word": 100, "vocab": vocab}
     normalizer = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": chinese,
                   "strip_accents": strip_accents, "lowercase": lowercase}
-    return tokenizer(added(tokens[:5], 0), model, normalizer, {"type": "BertPreTokenizer"},
-                     template(["[CLS]"], ["[SEP]"], vocab), {"type": "WordPiece", "prefix": "##", "cleanup": True})
+    ends = template(["[CLS]"], ["[SEP]"], vocab)
+    if processing:
+        ends = {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]}
+    return tokenizer(added(tokens[:5], 0), model, normalizer, {"type": "BertPreTokenizer"}, ends,
+                     {"type": "WordPiece", "prefix": "##", "cleanup": True})
 
 
 def bpe(tokens, merges, unk=None, fallback=False):
@@ -92,14 +95,22 @@ def qwen2(prefix=False):
     return byte_level(prefix, ["<|endoftext|>"], split=split)
 
 
-def llama(prefix=True, bos=True, eos=False):
+def llama(prefix=True, bos=True, eos=False, normalised=False, sequence=False):
     special = ["<unk>", "<s>", "</s>"]
     model = bpe([*special, "▁", "a", "b", "▁a"], [["▁", "a"]], "<unk>", True)
     pre = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first" if prefix else "never", "split": False}
     decoder = {"type": "Sequence", "decoders": [
         {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]}
+    normalizer = None
+    if normalised:  # as Llama 2's
+        prepend = {"type": "Prepend", "prepend": "▁"}
+        replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        normalizer, pre = {"type": "Sequence", "normalizers": [prepend] * prefix + [replace]}, None
     ends = template(["<s>"] * bos, ["</s>"] * eos, model["vocab"])
-    return tokenizer(added(special, 0), model, None, pre, ends, decoder)
+    if sequence:
+        first = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+        ends = {"type": "Sequence", "processors": [first, ends]}
+    return tokenizer(added(special, 0), model, normalizer, pre, ends, decoder)
 
 
 NAMES = {"bert": "BertTokenizer", "roberta": "RobertaTokenizerFast", "gpt2": "GPT2Tokenizer",
@@ -119,7 +130,7 @@ def cases():
     yield "bert", {"lowercase": False}, {"do_lower_case": False}, None
     yield "bert", {"strip_accents": False}, {"strip_accents": False}, None
     yield "bert", {"lowercase": False}, {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": True}, None
-    yield "bert", {}, {"model_max_length": 3, "padding_side": "left", "never_split": ["A"]}, None
+    yield "bert", {}, {"model_max_length": int(1e30), "padding_side": "left", "never_split": ["A"]}, None
     yield "bert", {}, {"do_lower_case": False}, "do_lower_case"
     yield "bert", {}, {"do_lower_case": False, "tokenizer_class": None}, "do_lower_case"
     yield "bert", {"lowercase": False}, {"do_lower_case": True}, "do_lower_case"
@@ -131,6 +142,8 @@ def cases():
     yield "bert", {}, {"cls_token": "[MASK]"}, "cls_token"
     yield "bert", {}, {"sep_token": "[MASK]"}, "sep_token"
     yield "bert", {}, {"unk_token": "[MASK]"}, "unk_token"
+    yield "bert", {"processing": True}, {"cls_token": "[CLS]", "sep_token": "[SEP]"}, None
+    yield "bert", {"processing": True}, {"sep_token": "[MASK]"}, "sep_token"
     yield "bert", {}, {"additional_special_tokens": ["x"]}, "additional_special_tokens"
     yield "bert", {}, {"mask_token": "x", "tokenizer_class": "PreTrainedTokenizerFast"}, "mask_token"
     yield "bert", {}, {"split_special_tokens": True}, "split_special_tokens"
@@ -160,13 +173,20 @@ def cases():
     yield "llama", {"eos": True}, {"add_eos_token": False}, "add_eos_token"
     yield "llama", {}, {"add_prefix_space": False}, "add_prefix_space"
     yield "llama", {"prefix": False}, {"add_prefix_space": True}, "add_prefix_space"
+    yield "llama", {"normalised": True}, {}, None
+    yield "llama", {"normalised": True}, {"add_prefix_space": True}, None
+    yield "llama", {"normalised": True}, {"add_prefix_space": False}, "add_prefix_space"
+    yield "llama", {"normalised": True, "prefix": False}, {"add_prefix_space": False}, None
+    yield "llama", {"sequence": True}, {"add_bos_token": True}, None
+    yield "llama", {"sequence": True}, {"add_eos_token": True}, "add_eos_token"
 
 
 def record(model_type, tokenizer, settings, text):
     """The ids, or null if this version does not read the directory."""
     with tempfile.TemporaryDirectory() as place:
-        for name, json_ in [("tokenizer", tokenizer), ("tokenizer_config", settings), ("config", {"model_type": model_type})]:
-            Path(place, f"{name}.json").write_text(json.dumps(json_))
+        config = {"model_type": model_type}
+        for name, fields in [("tokenizer", tokenizer), ("tokenizer_config", settings), ("config", config)]:
+            Path(place, f"{name}.json").write_text(json.dumps(fields))
         try:
             return transformers.AutoTokenizer.from_pretrained(place)(text)["input_ids"]
         except ValueError:  # 4.57 wants SentencePiece's file where Llama's `add_prefix_space` is set
