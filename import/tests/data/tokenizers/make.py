@@ -88,6 +88,10 @@ def smollm2():
     return tokenizer
 
 
+def llama3():
+    return gpt2()
+
+
 def qwen2(prefix=False):
     regex = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
              r"|\s+(?!\S)|\s+")
@@ -114,8 +118,8 @@ def llama(prefix=True, bos=True, eos=False, normalised=False, sequence=False):
 
 
 NAMES = {"bert": "BertTokenizer", "roberta": "RobertaTokenizerFast", "gpt2": "GPT2Tokenizer",
-         "qwen2": "Qwen2Tokenizer", "llama": "LlamaTokenizerFast", "smollm2": "GPT2Tokenizer"}
-MODELS = {"smollm2": "llama"}
+         "qwen2": "Qwen2Tokenizer", "llama": "LlamaTokenizerFast", "smollm2": "GPT2Tokenizer", "llama3": "LlamaTokenizer"}
+MODELS = {"smollm2": "llama", "llama3": "llama"}
 TEXTS = {"bert": "Ab É 中国 x [MASK]"}
 
 
@@ -179,6 +183,8 @@ def cases():
     yield "llama", {"normalised": True, "prefix": False}, {"add_prefix_space": False}, None
     yield "llama", {"sequence": True}, {"add_bos_token": True}, None
     yield "llama", {"sequence": True}, {"add_eos_token": True}, "add_eos_token"
+    ends = {token: "<|endoftext|>" for token in ("bos_token", "eos_token", "unk_token")}
+    yield "llama3", {}, {"add_prefix_space": True, **ends}, None
 
 
 def record(model_type, tokenizer, settings, text):
