@@ -11,7 +11,7 @@ use engraft::import::peft::{AttachError, LoraConfig, PeftAdapter, adaptable, com
 use engraft::import::safetensors::read_weights;
 use engraft::ir::layers::linear;
 use engraft::prelude::*;
-use engraft::pretrained::{CompileOptions, CompiledModel, Pretrained};
+use engraft::pretrained::{AdapterBank, BankLayers, CompileOptions, CompiledModel, Pretrained};
 use engraft::runtime::{self, Bank, Context, Model, Weights, in_order};
 use engraft_testing::assert_close;
 use std::num::NonZeroUsize;
@@ -316,4 +316,39 @@ fn a_module_that_is_adaptable_in_part_is_refused() {
     assert!(error.starts_with("the adapter changes `fc`, which is no adaptable layer"), "{error}");
     let error = refused(|g, x, _, b| g.output("z", x + b)).unwrap_err();
     assert!(error.starts_with("the adapter changes `fc.bias`, which is no adaptable layer"), "{error}");
+}
+
+/// Decisions are of the layers' graph and the weights are loaded onto the base: they have to be of one graph.
+#[test]
+fn a_bank_of_another_graph_than_its_base_is_refused() {
+    let graph = |modules: &[&str]| {
+        let g = GraphBuilder::new("mlp");
+        let mut x = g.input("x", F32, dims!["batch", 2]);
+        for module in modules {
+            x = x.adaptable(module, g.param(&format!("{module}.weight"), F32, dims![2, 2]), None);
+        }
+        g.output("y", x);
+        g.finish().unwrap()
+    };
+    let refused = |of_layers: &[&str], of_base: &[&str]| {
+        let weight = |module: &&str| {
+            (format!("{module}.weight"), runtime::Tensor::f32(&[2, 2], vec![1.0; 4]).unwrap())
+        };
+        let program = compiling(|| compile(&graph(of_base), &Options::default()).unwrap().program);
+        let context = Context::new(runtime::Options::default()).unwrap();
+        let base = program.load_base(&of_base.iter().map(weight).collect(), context).unwrap();
+        let layers = BankLayers::new(&graph(of_layers), None, Merging::NEVER).unwrap();
+        AdapterBank::new(layers, base).err().map(|error| error.to_string())
+    };
+    assert_eq!(refused(&["fc1", "fc2"], &["fc2", "fc1"]), None);
+    let error = refused(&["fc1", "fc2", "fc3"], &["fc1"]).unwrap();
+    assert!(
+        error.starts_with("module `fc2` is adaptable in the graph of the layers, but not on the base:"),
+        "{error}"
+    );
+    let error = refused(&["fc2"], &["fc1", "fc2"]).unwrap();
+    assert!(
+        error.starts_with("module `fc1` is adaptable on the base, but not in the graph of the layers:"),
+        "{error}"
+    );
 }

@@ -129,7 +129,7 @@ impl Model {
     /// One does not fit.
     pub fn adapters_on(&self, base: &Base, merging: &Merging) -> Result<Rows, CliError> {
         let Some(rows) = &self.rows else { return Ok(Rows::default()) };
-        let bank = AdapterBank::new(self.bank_layers(merging)?, base.clone());
+        let bank = AdapterBank::new(self.bank_layers(merging)?, base.clone())?;
         rows.load(&bank)?;
         Ok(bank.rows(&rows.rows)?)
     }

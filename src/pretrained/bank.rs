@@ -4,6 +4,7 @@ use super::{BankLayers, PretrainedError};
 use crate::import::peft::PeftAdapter;
 use crate::runtime::{Adapter, AdapterWeights, Bank, Base, Rows};
 use engraft_compiler::merging::Decision;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,8 +19,19 @@ pub struct AdapterBank {
 
 impl AdapterBank {
     /// An empty one on a base that was compiled from the graph that the layers are of.
-    pub fn new(layers: BankLayers, base: Base) -> Self {
-        Self { layers, bank: Bank::new(base), deciding: Mutex::new(()) }
+    ///
+    /// # Errors
+    /// [`PretrainedError::OtherLayers`]: the base has other adaptable layers, so it was compiled from another graph.
+    pub fn new(layers: BankLayers, base: Base) -> Result<Self, PretrainedError> {
+        let of_base = base.program().spec().adaptable.iter().map(|layer| layer.module.as_str()).collect();
+        let of_layers: BTreeSet<&str> = layers.modules().collect();
+        if let Some(&module) = of_layers.symmetric_difference(&of_base).next() {
+            return Err(PretrainedError::OtherLayers {
+                module: module.to_owned(),
+                of_base: of_base.contains(module),
+            });
+        }
+        Ok(Self { layers, bank: Bank::new(base), deciding: Mutex::new(()) })
     }
 
     /// Loads the adapter in a directory under a new name.

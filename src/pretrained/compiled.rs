@@ -47,9 +47,11 @@ impl CompiledModel {
         drop(base);
         pretrained.forget_weights();
         let model = loaded.load_adapter(&adapter)?;
-        let layers = || BankLayers::new(&graph, Some(pretrained.architecture().clone()), of_bank);
-        let bank = bank.then(layers).transpose()?;
-        let bank = bank.map(|layers| AdapterBank::new(layers, model.base().clone()));
+        let on_base = || {
+            let layers = BankLayers::new(&graph, Some(pretrained.architecture().clone()), of_bank)?;
+            AdapterBank::new(layers, model.base().clone())
+        };
+        let bank = bank.then(on_base).transpose()?;
         Ok(Self { pretrained, options, report, compiled, model, bank })
     }
 

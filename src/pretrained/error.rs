@@ -84,6 +84,17 @@ pub enum PretrainedError {
         "the model was compiled without a bank, so rows cannot have adapters; ask for one with `CompileOptions::bank`"
     )]
     NoBank,
+    /// A bank's layers are of another graph than its base.
+    #[error(
+        "module `{module}` is adaptable {}, but not {}: a bank's layers are those of the graph that its base was compiled from",
+        side(*of_base), side(!of_base)
+    )]
+    OtherLayers {
+        /// The first that differs, in alphabetical order.
+        module: String,
+        /// Whether the base has it, and not the graph.
+        of_base: bool,
+    },
     /// Adapters for another number of texts.
     #[error("there are {texts} texts, but adapters are given for {found}")]
     RowCount {
@@ -167,6 +178,10 @@ pub enum PretrainedError {
         /// The special tokens that the tokenizer adds.
         special: usize,
     },
+}
+
+fn side(of_base: bool) -> &'static str {
+    if of_base { "on the base" } else { "in the graph of the layers" }
 }
 
 fn kind(kind: Kind) -> &'static str {

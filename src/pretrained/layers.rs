@@ -35,6 +35,11 @@ impl BankLayers {
         Ok(Self { architecture, layers, merging, base_bytes: parameters(graph) })
     }
 
+    /// The names of the modules that they are, in alphabetical order.
+    pub fn modules(&self) -> impl Iterator<Item = &str> {
+        self.layers.modules()
+    }
+
     /// What an adapter does to each layer; errors call it `path`.
     ///
     /// # Errors
