@@ -309,6 +309,7 @@ fn what_cannot_be_exported_is_refused() {
         assert!(place.names().is_empty());
     };
     export("composed/d1", &["composed/d1: module `fc1`: ", "DoRA is none: its gain multiplies W"]);
+    export("peft/lora", &["peft/lora: module `fc1`: the adapter is for 24 inputs and 40 outputs"]);
     export("peft/pissa", &["peft/pissa: adapter 2 was initialised by `pissa`"]);
     export("peft/lora_bias_all", &["peft/lora_bias_all: adapter 2 replaces `fc1.base_layer.bias`"]);
     export("peft/none", &["none", "adapter_config.json"]);

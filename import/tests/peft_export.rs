@@ -138,17 +138,24 @@ fn combinations_without_an_exact_meaning_are_refused() {
     let (l1, d1) = (tiny("l1"), tiny("d1"));
     let open = |name: &str| PeftAdapter::open(case(name)).unwrap();
     let error = |parts: &[(f64, &PeftAdapter)]| combine(parts).unwrap_err().to_string();
-    assert!(error(&[(1.0, &l1), (1.0, &d1)]).contains("DoRA is none: its gain multiplies W"), "DoRA");
+    let second = |weight: f64, adapter: &PeftAdapter| {
+        let refused = combine(&[(1.0, &l1), (weight, adapter)]).unwrap_err();
+        assert_eq!(refused.adapter(), Some(2), "{refused}");
+        refused.to_string()
+    };
+    assert!(second(1.0, &d1).contains("DoRA is none: its gain multiplies W"), "DoRA");
+    assert!(second(1.0, &open("lora")).contains("for 24 inputs and 40 outputs, the module has 6 and 8"));
+    assert!(second(f64::NAN, &l1).contains("the weight of an adapter is NaN"));
+    assert!(second(1.0, &open("pissa")).contains("adapter 2 was initialised by `pissa`"));
     assert!(
         error(&[(1.0, &open("lora_modules_to_save"))])
             .contains("adapter 1 replaces `fc2.bias`, `fc2.weight`")
     );
-    assert!(error(&[(1.0, &l1), (1.0, &open("pissa"))]).contains("adapter 2 was initialised by `pissa`"));
-    assert!(
-        error(&[(1.0, &l1), (1.0, &open("lora"))])
-            .contains("for 24 inputs and 40 outputs, the module has 6 and 8")
-    );
-    assert!(error(&[(f64::NAN, &l1)]).contains("the weight of an adapter is NaN"));
+    // The part of a module at fault is counted among those that have the module, the adapter among all.
+    let fc = |name: &str, inputs| adapter(json!({"target_modules": [name]}), &[(name, inputs, 4)]);
+    let (other, fc, longer) = (fc("v", 3), fc("q", 3), fc("q", 5));
+    let refused = combine(&[(1.0, &other), (1.0, &fc), (1.0, &longer)]).unwrap_err();
+    assert_eq!(refused.adapter(), Some(3), "{refused}");
     assert!(error(&[(1e300, &l1)]).contains("module `fc1`: B has an element that is no finite f32"));
     assert!(matches!(combine(&[]).unwrap_err(), CombineError::Nothing));
     let embedding = open("lora_embedding");

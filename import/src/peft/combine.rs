@@ -25,7 +25,7 @@ pub enum CombineError {
         /// Why.
         source: FactorsError,
     },
-    /// An adapter has no weighted sum.
+    /// An adapter's update of a module has no place in a weighted sum.
     #[error("{source}")]
     Weighted {
         /// Which.
@@ -33,7 +33,7 @@ pub enum CombineError {
         /// Why.
         source: FormError,
     },
-    /// The update has no weighted sum.
+    /// The sum itself cannot be written.
     #[error(transparent)]
     Form(#[from] FormError),
     /// An adapter replaces parts of the base.
@@ -101,10 +101,12 @@ pub fn combine(parts: &[(f64, &PeftAdapter)]) -> Result<PeftAdapter, CombineErro
     let Some((_, first)) = parts.first() else { return Err(CombineError::Nothing) };
     let contents = parts.iter().enumerate().map(|(index, (_, adapter))| contents(index + 1, adapter));
     let contents: Vec<Contents> = contents.collect::<Result<_, _>>()?;
-    let mut modules: BTreeMap<&str, Vec<(f64, &Factors)>> = BTreeMap::new();
-    for ((weight, _), contents) in parts.iter().zip(&contents) {
+    let mut modules: BTreeMap<&str, Parts> = BTreeMap::new();
+    for (index, ((weight, _), contents)) in parts.iter().zip(&contents).enumerate() {
         for factors in &contents.factors {
-            modules.entry(factors.module()).or_default().push((*weight, factors));
+            let module = modules.entry(factors.module()).or_default();
+            module.adapters.push(index + 1);
+            module.weighted.push((*weight, factors));
         }
     }
     let lora_bias = parts.iter().any(|(_, adapter)| adapter.config().lora_bias);
@@ -120,6 +122,15 @@ pub fn combine(parts: &[(f64, &PeftAdapter)]) -> Result<PeftAdapter, CombineErro
     Ok(combined)
 }
 
+/// What is added up for one module.
+#[derive(Default)]
+struct Parts<'f> {
+    /// Which adapter each part is of.
+    adapters: Vec<usize>,
+    /// The updates, each with its weight.
+    weighted: Vec<(f64, &'f Factors)>,
+}
+
 /// The factors of an adapter that is nothing but updates of the original base.
 fn contents(number: usize, adapter: &PeftAdapter) -> Result<Contents, CombineError> {
     if let Init::Residual(init) = &adapter.config().init {
@@ -130,28 +141,24 @@ fn contents(number: usize, adapter: &PeftAdapter) -> Result<Contents, CombineErr
     if !contents.replaced.is_empty() {
         return Err(CombineError::Replaced { adapter: number, tensors: contents.replaced });
     }
-    match contents.factors.iter().find(|factors| factors.is_dora()) {
-        None => Ok(contents),
-        Some(factors) => {
-            let source = FormError::WeightedDora { module: factors.module().to_owned() };
-            Err(CombineError::Weighted { adapter: number, source })
-        }
-    }
+    Ok(contents)
 }
 
 /// Adds a module's combined tensors, and returns its rank.
 fn insert(
     tensors: &mut Weights,
     module: &str,
-    parts: &[(f64, &Factors)],
+    Parts { adapters, weighted }: &Parts<'_>,
     lora_bias: bool,
 ) -> Result<usize, CombineError> {
-    let Some((_, first)) = parts.first() else { return Err(CombineError::Nothing) };
+    let Some((_, first)) = weighted.first() else { return Err(CombineError::Nothing) };
     let embedding = first.layer() == Some(Layer::Embedding);
-    if parts.iter().any(|(_, factors)| (factors.layer() == Some(Layer::Embedding)) != embedding) {
+    if weighted.iter().any(|(_, factors)| (factors.layer() == Some(Layer::Embedding)) != embedding) {
         return Err(CombineError::Layer { module: module.to_owned() });
     }
-    let form = LinearForm::weighted(module, (first.inputs(), first.outputs()), parts)?;
+    let form = LinearForm::weighted(module, (first.inputs(), first.outputs()), weighted);
+    let form =
+        form.map_err(|error| CombineError::Weighted { adapter: adapters[error.part], source: error.source })?;
     let names =
         if embedding { ["lora_embedding_A", "lora_embedding_B"] } else { ["lora_A.weight", "lora_B.weight"] };
     let name = |part: &str| format!("{PREFIX}{module}.{part}");

@@ -91,6 +91,16 @@ pub enum FormError {
     },
 }
 
+/// Why updates have no weighted sum, and which of them is at fault.
+#[derive(Clone, Debug, Error, PartialEq)]
+#[error("{source}")]
+pub struct WeightedError {
+    /// Its index among the parts.
+    pub part: usize,
+    /// Why.
+    pub source: FormError,
+}
+
 /// A module's weight W as its base stores it: `[out, in]`, or `[in, out]` of an embedding and GPT-2's layers.
 #[derive(Clone, Debug)]
 pub struct BaseWeight<'w> {
@@ -206,6 +216,22 @@ fn check_size(module: &str, factors: &Factors, expected: (usize, usize)) -> Resu
     Err(FormError::Size { module: module.to_owned(), found, expected })
 }
 
+/// Whether an update can be a part of a weighted sum.
+fn check_weighted(
+    module: &str,
+    (weight, factors): (f64, &Factors),
+    expected: (usize, usize),
+) -> Result<(), FormError> {
+    check_size(module, factors, expected)?;
+    if factors.is_dora() {
+        return Err(FormError::WeightedDora { module: module.to_owned() });
+    }
+    if !weight.is_finite() {
+        return Err(FormError::NotFinite { module: module.to_owned(), found: weight });
+    }
+    Ok(())
+}
+
 /// What adapters do to one module: `y = g ∘ (x Wᵀ + (x Aᵀ) Bᵀ) + bias + shift`, where W and bias are the base's.
 ///
 /// Adapters that are active together are applied in order, as PEFT's layers do it, each to what those before it gave, and
@@ -271,21 +297,16 @@ impl LinearForm {
     /// multiply each adapter's B with every other's A.)
     ///
     /// # Errors
-    /// An adapter is DoRA or of another size, or a weight is not finite.
+    /// An adapter is DoRA or of another size, or a weight is not finite; the error says which part it is.
     pub fn weighted(
         module: &str,
         (inputs, outputs): (usize, usize),
         parts: &[(f64, &Factors)],
-    ) -> Result<Self, FormError> {
+    ) -> Result<Self, WeightedError> {
         let mut form = Self::identity(module, inputs, outputs);
-        for (weight, factors) in parts {
-            check_size(module, factors, (inputs, outputs))?;
-            if factors.is_dora() {
-                return Err(FormError::WeightedDora { module: module.to_owned() });
-            }
-            if !weight.is_finite() {
-                return Err(FormError::NotFinite { module: module.to_owned(), found: *weight });
-            }
+        for (part, (weight, factors)) in parts.iter().enumerate() {
+            let checked = check_weighted(module, (*weight, factors), (inputs, outputs));
+            checked.map_err(|source| WeightedError { part, source })?;
             let scale = weight * factors.scale();
             let scaled: Vec<f64> = factors.b().iter().map(|&b| f64::from(b) * scale).collect();
             form.append(&widen(factors.a()), &scaled, factors.rank());

@@ -33,7 +33,7 @@ pub use combine::{CombineError, combine};
 pub use compose::{ComposeError, ComposedModule, Composition};
 pub use config::{BiasMode, ConfigError, Init, LoraConfig};
 pub use factors::{Contents, Factors, FactorsError};
-pub use form::{BaseWeight, FormError, FormTensors, LinearForm, Merger, gain};
+pub use form::{BaseWeight, FormError, FormTensors, LinearForm, Merger, WeightedError, gain};
 pub use gram::{Relation, inner_product, norm, relation, update_norm};
 pub use modules::{Layer, Module, NotAModule, modules};
 pub use select::{PatternError, Selection};
