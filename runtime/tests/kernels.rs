@@ -300,8 +300,8 @@ fn extent() -> impl Strategy<Value = usize> {
 fn extents() -> impl Strategy<Value = Extents> {
     let batched = (0..4_usize, 0..20_usize, extent(), extent(), 0..10_usize);
     let flat = (Just(1), extent(), extent(), extent(), extent());
-    // The sums of a K of several blocks rest in y in between.
-    let deep = (1..3_usize, 1..9_usize, 1..70_usize, select(vec![1023, 1024, 1025, 2051]), 0..3_usize);
+    // Where rows fill several tiles, K is taken in blocks, and the sums rest in y in between; a single tile takes it whole.
+    let deep = (1..3_usize, 1..20_usize, 1..70_usize, select(vec![1023, 1024, 1025, 2051]), 0..3_usize);
     prop_oneof![batched, flat, deep].prop_map(|(batch, rows, out, k, rank)| Extents {
         batch,
         rows,
@@ -599,7 +599,7 @@ fn threads_change_no_bit() {
         let mut floats = Floats(2);
         let (w, a, b) = (floats.take(203 * 67), floats.take(5 * 67), floats.take(203 * 5));
         let weight = Adapted { out: 203, k: 67, rank: 5, layout: Layout::InOut, scale: 0.5, w, a, b };
-        let (x, a) = (floats.take(203 * 67), floats.take(5 * 67));
+        let (x, a, gain) = (floats.take(203 * 67), floats.take(5 * 67), floats.take(203));
         let dots = Dots { rows: 203, out: 5, k: 67, layout: Layout::OutIn, x, a };
         for set in runnable() {
             let alone = context(set, 1);
@@ -607,7 +607,9 @@ fn threads_change_no_bit() {
                 let together = context(set, threads);
                 assert_eq!(bits(&case.run(&together)), bits(&case.run(&alone)));
                 assert_eq!(bits(&weight.norms(&together)), bits(&weight.norms(&alone)));
-                assert_eq!(bits(&weight.merged(&together, None)), bits(&weight.merged(&alone, None)));
+                for gain in [None, Some(gain.as_slice())] {
+                    assert_eq!(bits(&weight.merged(&together, gain)), bits(&weight.merged(&alone, gain)));
+                }
                 assert_eq!(bits(&dots.run(&together)), bits(&dots.run(&alone)));
             }
         }
@@ -624,11 +626,13 @@ fn kernels_that_fuse_multiply_and_add_agree_to_the_last_bit() {
     let mut floats = Floats(4);
     let (w, a, b) = (floats.take(out * k), floats.take(rank * k), floats.take(out * rank));
     let dots = Dots { rows: 31, out: rank, k, layout, x: floats.take(31 * k), a: a.clone() };
+    let gain = floats.take(out);
     let weight = Adapted { out, k, rank, layout, scale: 0.5, w, a, b };
     let results = fused.map(|set| {
         let context = context(set, 1);
-        let (norms, merged) = (weight.norms(&context), weight.merged(&context, None));
-        [case.run(&context), dots.run(&context), norms, merged].map(|values| bits(&values))
+        let [plain, gained] = [None, Some(gain.as_slice())].map(|gain| weight.merged(&context, gain));
+        [case.run(&context), dots.run(&context), weight.norms(&context), plain, gained]
+            .map(|values| bits(&values))
     });
     let results: Vec<_> = results.collect();
     assert!(results.windows(2).all(|pair| pair[0] == pair[1]));
