@@ -26,8 +26,8 @@ pub struct Run {
     /// The values of the parameters, under their names
     #[arg(long, value_name = "SAFETENSORS")]
     weights: Option<PathBuf>,
-    /// The inputs and live parameters, under their names; other tensors in the file are ignored, which is said. What the model carries
-    /// from call to call is empty unless the file has it
+    /// The inputs and live parameters, under their names; others are ignored and listed. What the model carries from call
+    /// to call is empty unless the file has it
     #[arg(long, value_name = "SAFETENSORS")]
     input: PathBuf,
     /// Where to write the outputs, also those that are carried to a next call, under their names; on failure it stays as it was

@@ -2,8 +2,8 @@
 //!
 //! After a state `g ∘ (W + D)`, an update E makes `g ∘ (W + D) + E = g ∘ (W + (D + E / g))`, and one with a gain γ of its own
 //! (`DoRA`, whose norm is of W + E alone) makes `γ ∘ (g ∘ (W + D) + E) = γ g ∘ (W + (D + E / g))`, as PEFT computes them one
-//! after the other. So a form can always go on: A and B of all updates stand side by side, with each B divided by the gain
-//! before it.
+//! after the other. So A and B of all updates stand side by side, with each B divided by the gain before it. Where an update
+//! adds something, the gain before it must have an inverse that f32 can hold; one of 0, for example, is refused there.
 
 use super::form::{FactorPanels, FormError, Layer, Update, floats, norms, pack, values};
 use crate::abi::Packing;

@@ -42,8 +42,8 @@ impl<L: Lanes> Tiles<L> for MergeBlock {
         let AdaptedPanel { width, columns, .. } = self.panel;
         for v in 0..WIDTH {
             let column = (lane + v) * LANE;
-            // SAFETY: the tile lies inside the panel; of the gain no more is read than there are outputs, and what pads a
-            // panel is 0 times 0.
+            // SAFETY: the tile lies inside the panel, and of the gain no more is read than there are outputs. What pads the
+            // panel is 0, with a gain of 0 or 1, or NaN where A has an infinity: products never store what comes of it.
             unsafe {
                 let gain = if self.gain.is_null() {
                     L::splat(1.0)
