@@ -20,6 +20,7 @@ pub use merge::MergeError;
 
 use engraft_ir::GraphError;
 use engraft_ir::value::EvalError;
+use std::fmt;
 use thiserror::Error;
 
 /// A step of the pipeline.
@@ -31,6 +32,12 @@ pub struct Pass<'a> {
     pub summary: &'static str,
     /// What it does.
     pub run: &'a dyn Run,
+}
+
+impl fmt::Debug for Pass<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pass").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 /// What a pass does: a function, or what is asked of a pass that can be asked for different things.
