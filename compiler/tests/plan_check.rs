@@ -5,11 +5,11 @@ mod common;
 
 use common::bindings;
 use engraft_compiler::plan::check::{CheckError, check, check_all};
-use engraft_compiler::plan::kernel::Kernel;
+use engraft_compiler::plan::kernel::{Kernel, Packing};
 use engraft_compiler::plan::{BufferId, Plan, PlanOptions, SlotId, Storage, plan};
 use engraft_ir::DType::{F32, I64};
 use engraft_ir::ops::Attention;
-use engraft_ir::{Dim, Graph, GraphBuilder, Stage, Tensor, dims};
+use engraft_ir::{Axis, Dim, Graph, GraphBuilder, Stage, Tensor, dims};
 
 /// A chain of kernels, so that values meet in the arena.
 fn chain() -> Graph {
@@ -315,4 +315,76 @@ fn a_merge_of_another_matrix_is_found() {
         panels(6)
     );
     finds(&plan, &expected);
+}
+
+/// A weight that is merged with a gain, all in one stage: nothing of it is staged, so all of it lies in one arena.
+fn merged_in_calls() -> Graph {
+    let g = GraphBuilder::new("merged");
+    let w = g.param("w", F32, dims![7, 5]).live();
+    let a = g.param("a", F32, dims!["rank", 5]).live();
+    let b = g.param("b", F32, dims![7, "rank"]).live();
+    let gain = g.param("gain", F32, dims![7]).live();
+    let merged = (w + Tensor::lora_delta(a, b, 2.0)).magnitude(gain, Axis::OUT).named("merged");
+    g.output("y", g.input("x", F32, dims!["batch", 5]).dense(merged, None));
+    g.finish().unwrap()
+}
+
+/// The step that merges, and the buffers of W, A, B and the gain.
+fn merge(plan: &Plan) -> (usize, [BufferId; 4]) {
+    let step = writer(plan, "merged.panels");
+    assert!(matches!(plan.steps[step].kernel, Kernel::Merge(_)), "{plan}");
+    (step, plan.steps[step].reads.as_slice().try_into().unwrap())
+}
+
+#[test]
+fn a_merge_of_factors_packed_otherwise_is_found() {
+    let graph = merged_in_calls();
+    for (operand, other) in [(0, Packing::Rows), (1, Packing::Panels), (2, Packing::Rows)] {
+        let mut plan = planned(&graph);
+        let (step, reads) = merge(&plan);
+        let pack = plan.steps.iter_mut().find(|step| step.write == reads[operand]).unwrap();
+        let Kernel::Pack(pack) = &mut pack.kernel else { panic!("{pack:?}") };
+        let expected = pack.packing;
+        pack.packing = other;
+        let is_told = |error: &CheckError| match error {
+            CheckError::NotPacked { step: at, buffer, expected: needs, found: Some(found) } => {
+                let packings = (needs.packing, found.packing);
+                at.index == step && buffer.index == reads[operand].0 && packings == (expected, other)
+            }
+            _ => false,
+        };
+        assert!(errors(&plan).iter().any(is_told), "operand {operand}\n{plan}");
+    }
+}
+
+#[test]
+fn a_merge_with_a_gain_too_short_is_found() {
+    let mut plan = planned(&merged_in_calls());
+    let (step, [.., gain]) = merge(&plan);
+    plan.buffers[gain.0].ty.shape = dims![6];
+    let name = &plan.steps[step].name;
+    let expected = format!("step {step} (`{name}`) reaches byte 28 of b{} (`gain`), which has 24", gain.0);
+    finds(&plan, &expected);
+}
+
+#[test]
+fn a_merge_over_what_it_reads_is_found() {
+    for operand in 0..3 {
+        let mut plan = planned(&merged_in_calls());
+        let (step, reads) = merge(&plan);
+        let (read, write) = (reads[operand], plan.steps[step].write);
+        assert!(matches!(plan.buffer(write).storage, Storage::Arena(_)), "{plan}");
+        // The room for the one is enough for the other: all that is wrong is where it lies.
+        let Storage::Arena(slot) = plan.buffer(read).storage else { panic!("{plan}") };
+        plan.arenas[2][slot.0] = plan.buffer(read).bytes() + plan.buffer(write).bytes();
+        plan.buffers[write.0].storage = Storage::Arena(slot);
+        let name = &plan.steps[step].name;
+        let expected = format!(
+            "step {step} (`{name}`) writes b{} (`merged.panels`) where it reads b{} (`{}`)",
+            write.0,
+            read.0,
+            plan.buffer(read).name
+        );
+        finds(&plan, &expected);
+    }
 }
