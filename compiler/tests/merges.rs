@@ -4,14 +4,13 @@
 
 mod common;
 
-use common::{bindings, difference, program, run};
+use common::agree;
 use engraft_compiler::plan::kernel::Kernel;
 use engraft_compiler::plan::{PlanOptions, plan};
-use engraft_ir::DType::F32;
-use engraft_ir::eval::eval;
-use engraft_ir::{Axis, GraphBuilder, Stage, Tensor, dims, sample};
+use engraft_ir::DType::{F32, I64};
+use engraft_ir::{Axis, Dim, GraphBuilder, Stage, Tensor, dims};
 
-/// A layer's input and weights: 50 outputs, which leave a panel of two, and 20 inputs.
+/// A layer's input and weights: if nothing else is said, 50 outputs, which leave a panel of two, and 20 inputs.
 #[derive(Clone, Copy)]
 struct Layer<'g> {
     g: &'g GraphBuilder,
@@ -35,31 +34,51 @@ impl<'g> Layer<'g> {
         self.sum().magnitude(self.gain, Axis::OUT)
     }
 
+    /// A and B of another adapter.
+    fn factors(self) -> (Tensor<'g>, Tensor<'g>) {
+        let a = self.g.param("a2", F32, dims![3, 20]).adapter();
+        (a, self.g.param("b2", F32, dims![50, 3]).adapter())
+    }
+
     fn y(self, y: Tensor<'g>) {
         self.g.output("y", y);
     }
 }
 
-/// Writes a graph; plans and runs it fused and as written. How many weights are merged from panels, and at which stage.
+/// The extents of a layer's weights.
+struct Sizes {
+    out: Dim,
+    k: Dim,
+    rank: Dim,
+}
+
+impl Sizes {
+    fn usual() -> Self {
+        Self { out: Dim::fixed(50), k: Dim::fixed(20), rank: Dim::from("rank") }
+    }
+}
+
+/// Writes a graph of the usual sizes, and what becomes of it, as [`merges_of`].
 fn merges(write: impl for<'g> Fn(Layer<'g>)) -> Vec<Stage> {
+    merges_of(&Sizes::usual(), write)
+}
+
+/// Writes a graph; plans and runs it fused and as written. How many weights are merged from panels, and at which stage.
+fn merges_of(Sizes { out, k, rank }: &Sizes, write: impl for<'g> Fn(Layer<'g>)) -> Vec<Stage> {
     let g = GraphBuilder::new("layer");
     let layer = Layer {
         g: &g,
-        x: g.input("x", F32, dims!["batch", 20]),
-        w: g.param("w", F32, dims![50, 20]),
-        a: g.param("a", F32, dims!["rank", 20]).adapter(),
-        b: g.param("b", F32, dims![50, "rank"]).adapter(),
-        gain: g.param("gain", F32, dims![50]).adapter(),
+        x: g.input("x", F32, dims!["batch", k.clone()]),
+        w: g.param("w", F32, dims![out.clone(), k.clone()]),
+        a: g.param("a", F32, dims![rank.clone(), k.clone()]).adapter(),
+        b: g.param("b", F32, dims![out.clone(), rank.clone()]).adapter(),
+        gain: g.param("gain", F32, dims![out.clone()]).adapter(),
     };
     write(layer);
     let graph = g.finish().unwrap();
     for (batch, rank) in [(1, 1), (7, 3)] {
-        let values = sample::values(&graph, &bindings(&[("batch", batch), ("rank", rank)]), batch).unwrap();
-        let theirs = eval(&graph, &values).unwrap();
-        for fuse in [true, false] {
-            let worst = difference(&run(&program(&graph, fuse), &graph, &values), &theirs);
-            assert!(worst <= 1.0, "off by {worst} tolerances, fused: {fuse}");
-        }
+        // Also with weights that are stored in another form, as those of half precision are.
+        agree(&graph, &[("batch", batch), ("rank", rank), ("out", 50), ("k", 20)], batch);
     }
     let stages = |fuse| {
         let steps = plan(&graph, PlanOptions { fuse }).unwrap().steps;
@@ -103,6 +122,55 @@ fn what_layers_alone_read_is_merged_from_panels() {
     assert_eq!(product, adapter);
     let live = merges(|l| l.y(l.x.dense(l.w + Tensor::lora_delta(l.a.live(), l.b, 0.5), None)));
     assert_eq!(live, [Stage::Call]);
+}
+
+/// No rank, no inputs, no outputs, and extents that are known when weights are loaded.
+#[test]
+fn extents_may_be_none_or_symbols() {
+    let empty = |of: fn(&mut Sizes) -> &mut Dim| {
+        let mut sizes = Sizes::usual();
+        *of(&mut sizes) = Dim::fixed(0);
+        sizes
+    };
+    let symbols = Sizes { out: Dim::from("out"), k: Dim::from("k"), rank: Dim::from("rank") };
+    let all =
+        [empty(|sizes| &mut sizes.rank), empty(|sizes| &mut sizes.k), empty(|sizes| &mut sizes.out), symbols];
+    for sizes in all {
+        assert_eq!(merges_of(&sizes, |l| l.y(l.x.dense(l.sum(), None))), [Stage::Adapter]);
+        assert_eq!(merges_of(&sizes, |l| l.y(l.x.dense(l.merged(), None))), [Stage::Adapter]);
+    }
+}
+
+/// W and B may have other readers, and W another stage.
+#[test]
+fn operands_may_have_other_uses() {
+    let adapter = [Stage::Adapter];
+    // A table that is looked up and, merged, is the output layer.
+    let tied = merges(|l| l.y(l.w.gather(l.g.input("ids", I64, dims!["batch"])).dense(l.merged(), None)));
+    assert_eq!(tied, adapter);
+    let looked_up = merges(|l| {
+        let rows = l.b.gather(l.g.input("ids", I64, dims!["batch"]));
+        l.y(l.x.dense(l.merged(), None) + rows.sum(&[1]).reshape(dims!["batch", 1]));
+    });
+    assert_eq!(looked_up, adapter);
+    let of_adapter = merges(|l| l.y(l.x.dense(l.w.adapter() + l.delta(), None)));
+    assert_eq!(of_adapter, adapter);
+    // W is its own B.
+    let square = merges_of(&Sizes { out: Dim::fixed(20), rank: Dim::fixed(20), ..Sizes::usual() }, |l| {
+        l.y(l.x.dense(l.w + Tensor::lora_delta(l.a, l.w, 0.5), None));
+    });
+    assert_eq!(square, adapter);
+    // A merged weight that is adapted again, unmerged and merged.
+    let adapted = merges(|l| {
+        let (a, b) = l.factors();
+        l.y(l.x.lora(l.merged(), a, b, None, 0.5));
+    });
+    assert_eq!(adapted, adapter);
+    let twice = merges(|l| {
+        let (a, b) = l.factors();
+        l.y(l.x.dense(l.merged() + Tensor::lora_delta(a, b, 0.5), None));
+    });
+    assert_eq!(twice, adapter);
 }
 
 #[test]
