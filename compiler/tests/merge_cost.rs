@@ -41,9 +41,13 @@ fn close(ours: f64, theirs: f64) {
 fn times_are_what_one_works_out_by_hand() {
     let workload = Workload { rows: 8, ..Workload::default() };
     let one = Estimate::new(LAYER, workload, &machine());
-    // Two panels of 100 inputs in a tile of 8 rows; A, which takes longer to read than to use; 4 more inputs for B.
+    // Two panels of 100 inputs in a tile of 8 rows; A, which takes longer to read than to use; 4 more inputs for B, whose
+    // panels nothing has fetched.
     close(one.merged, 2.0 * 100.0 * 8e-9);
-    close(one.factored, one.merged + 4.0 * 400.0 / 192e9 + 2.0 * 4.0 * 8e-9);
+    close(one.factored, one.merged + 4.0 * 400.0 / 192e9 + 2.0 * 4.0 * 9e-9);
+    // Of two tiles the other finds them.
+    let two = Estimate::new(LAYER, Workload { rows: 16, ..workload }, &machine());
+    close(two.factored, 2.0 * 100.0 * 16e-9 + 4.0 * 400.0 / 192e9 + 2.0 * 4.0 * 16e-9);
     // Each element's 4 products; W read and W' written, and memory for it.
     close(one.merging, 96.0 * 400.0 * 1e-12 + 2.0 * 38_400.0 / 192e9 + 38_400.0 / 1e9);
     close(one.break_even().unwrap(), one.merging / (one.factored * (1.0 - MARGIN) - one.merged));

@@ -144,7 +144,8 @@ impl Model<'_> {
         let Layer { out, k, rank, .. } = self.layer;
         let (rows, count) = (self.rows as f64, adapters as f64);
         let (a, b) = (4.0 * rank as f64 * k as f64, 4.0 * rank as f64 * out as f64);
-        let read = self.read(self.weight() as f64 + count * (a + b) + self.passing(beside));
+        let working_set = self.weight() as f64 + count * (a + b) + self.passing(beside);
+        let read = self.read(working_set);
         let hidden = (rows * k as f64 * rank as f64 * self.rates.dot).max(count * a / read);
         // Rows that fill tiles of their own are finished in registers, and the first tile reads their B. Those that share tiles
         // leave their sums in y and take them up again, and their B is fetched while W is multiplied.
@@ -157,17 +158,19 @@ impl Model<'_> {
         let resumed = 8.0 * sharing * out as f64 / self.nearest() + found / read;
         let weight = self.rows.div_ceil(self.rates.block.max(1)) as f64 * self.weight() as f64;
         let read_w = read * weight / (weight + fetched).max(1.0);
-        let read_b = if adapters > 1 { f64::INFINITY } else { read };
-        self.product(self.rows, k, read_w)
-            + hidden
-            + resumed
-            + self.pieces(adapters, |rows| self.product(rows, rank, read_b))
+        let product_b = |rows: u64| match (adapters, rows) {
+            // A single tile comes to each panel of B as nothing has fetched it.
+            (1, 1..) if rows <= self.highest() => self.panels() * rank as f64 * self.apart(rows, working_set),
+            (1, _) => self.product(rows, rank, read),
+            _ => self.product(rows, rank, f64::INFINITY),
+        };
+        self.product(self.rows, k, read_w) + hidden + resumed + self.pieces(adapters, product_b)
     }
 
     /// A product for each adapter's rows, with a weight of its own. They are taken panel by panel, so that where there are
     /// several, the first tile of a panel's block finds what nothing has fetched.
     fn merged(&self, adapters: u64, beside: u64) -> f64 {
-        let Layer { out, k, .. } = self.layer;
+        let k = self.layer.k;
         let working_set = adapters as f64 * self.weight() as f64 + self.passing(beside);
         let read = self.read(working_set);
         self.pieces(adapters, |rows| {
@@ -187,7 +190,7 @@ impl Model<'_> {
             };
             let usual = self.tile(height).max(self.panel_row() / read);
             let later = (seconds - usual).max(0.0);
-            let visits = out as f64 / self.rates.panel as f64 * rows.div_ceil(block) as f64;
+            let visits = self.panels() * rows.div_ceil(block) as f64;
             together + visits * inputs as f64 * later
         })
     }
@@ -228,7 +231,6 @@ impl Model<'_> {
 
     /// A product of so many rows and inputs with a weight for all outputs, read once for a block of rows.
     fn product(&self, rows: u64, k: u64, read: f64) -> f64 {
-        let panels = self.layer.out as f64 / self.rates.panel as f64;
         let reading = self.panel_row() / read;
         let block = self.rates.block.max(1);
         let blocks = (rows / block) as f64 * self.tiles(block).max(reading);
@@ -236,7 +238,7 @@ impl Model<'_> {
             0 => 0.0,
             rows => self.tiles(rows).max(reading),
         };
-        panels * k as f64 * (blocks + rest)
+        self.panels() * k as f64 * (blocks + rest)
     }
 
     /// Seconds of a block of rows for each input of a panel: in as few tiles as can hold them, all about as high, which
@@ -246,6 +248,11 @@ impl Model<'_> {
         let (height, more) = (rows / tiles, rows % tiles);
         let higher = if more > 0 { more as f64 * self.tile(height + 1) } else { 0.0 };
         higher + (tiles - more) as f64 * self.tile(height)
+    }
+
+    /// Panels of outputs, the last one counted in part.
+    fn panels(&self) -> f64 {
+        self.layer.out as f64 / self.rates.panel as f64
     }
 
     /// Bytes of a panel for each input.
