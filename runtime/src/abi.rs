@@ -220,10 +220,10 @@ pub struct Dot {
     pub h: *mut f32,
 }
 
-/// The row norms `n_j = || W_j + sum_k B_jk A_k ||_2`, without materialising BA.
+/// An adapted weight `W_j + sum_k B_jk A_k`, as what makes it up.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct RowNorm {
+pub struct AdaptedWeight {
     /// Outputs j.
     pub out: u64,
     /// Inputs p.
@@ -236,6 +236,14 @@ pub struct RowNorm {
     pub a: *const f32,
     /// Panels of B `[out, rank]`; not read when the rank is 0.
     pub b: *const f32,
+}
+
+/// The row norms `n_j = || W_j + sum_k B_jk A_k ||_2`, without materialising BA.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct RowNorm {
+    /// The adapted weight.
+    pub weight: AdaptedWeight,
     /// `[out]`.
     pub n: *mut f32,
 }
@@ -244,18 +252,8 @@ pub struct RowNorm {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Merge {
-    /// Outputs j.
-    pub out: u64,
-    /// Inputs p.
-    pub k: u64,
-    /// Rows of A and columns of B; 0 when there is no low-rank part.
-    pub rank: u64,
-    /// Panels of W `[out, k]`.
-    pub w: *const f32,
-    /// A `[rank, k]`, packed as rows; not read when the rank is 0.
-    pub a: *const f32,
-    /// Panels of B `[out, rank]`; not read when the rank is 0.
-    pub b: *const f32,
+    /// The adapted weight.
+    pub weight: AdaptedWeight,
     /// `[out]` or null.
     pub gain: *const f32,
     /// Panels of W' `[out, k]`.
@@ -436,12 +434,12 @@ mod tests {
         );
         assert_eq!(
             [
-                offset_of!(RowNorm, out),
-                offset_of!(RowNorm, k),
-                offset_of!(RowNorm, rank),
-                offset_of!(RowNorm, w),
-                offset_of!(RowNorm, a),
-                offset_of!(RowNorm, b),
+                offset_of!(RowNorm, weight.out),
+                offset_of!(RowNorm, weight.k),
+                offset_of!(RowNorm, weight.rank),
+                offset_of!(RowNorm, weight.w),
+                offset_of!(RowNorm, weight.a),
+                offset_of!(RowNorm, weight.b),
                 offset_of!(RowNorm, n),
                 size_of::<RowNorm>(),
             ],
@@ -449,12 +447,12 @@ mod tests {
         );
         assert_eq!(
             [
-                offset_of!(Merge, out),
-                offset_of!(Merge, k),
-                offset_of!(Merge, rank),
-                offset_of!(Merge, w),
-                offset_of!(Merge, a),
-                offset_of!(Merge, b),
+                offset_of!(Merge, weight.out),
+                offset_of!(Merge, weight.k),
+                offset_of!(Merge, weight.rank),
+                offset_of!(Merge, weight.w),
+                offset_of!(Merge, weight.a),
+                offset_of!(Merge, weight.b),
                 offset_of!(Merge, gain),
                 offset_of!(Merge, merged),
                 size_of::<Merge>(),

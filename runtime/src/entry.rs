@@ -4,7 +4,7 @@
 mod adapted;
 mod rounds;
 
-use crate::abi::{Attention, Dot, Frame, Linear, Merge, NOT_ADAPTABLE, Pack, RowNorm, Unary};
+use crate::abi::{AdaptedWeight, Attention, Dot, Frame, Linear, Merge, NOT_ADAPTABLE, Pack, RowNorm, Unary};
 use crate::context::Context;
 use crate::kernels::{
     AdaptedPanel, AttentionBlock, Block, DotBlock, Finish, Mask, MergeBlock, NormBlock, VECTORS,
@@ -126,16 +126,15 @@ pub unsafe extern "C" fn engraft_dot(frame: *const Frame, dot: *const Dot) {
 pub unsafe extern "C" fn engraft_row_norm(frame: *const Frame, norm: *const RowNorm) {
     // SAFETY: both are the caller's promise.
     let (context, norm) = unsafe { (context(frame), *norm) };
-    let (out, k, rank) = (norm.out as usize, norm.k as usize, norm.rank as usize);
     let shared = Shared(norm);
-    let operations = out.saturating_mul(k).saturating_mul(1 + rank);
-    context.workers.run(out.div_ceil(PANEL), operations, &|task| {
+    let (panels, operations) = panels_of(&norm.weight);
+    context.workers.run(panels, operations, &|task| {
         let norm = shared.get();
-        let panel = Panel::of(out, task);
+        let panel = Panel::of(norm.weight.out as usize, task);
         // SAFETY: the panel is one of the caller's matrices, and each task has its own.
         unsafe {
             let n = norm.n.add(panel.first);
-            let panel = adapted_panel(panel, (k, rank), (norm.w, norm.a, norm.b));
+            let panel = adapted_panel(panel, &norm.weight);
             (context.kernels.row_norm)(&NormBlock { panel, n });
         }
     });
@@ -150,41 +149,43 @@ pub unsafe extern "C" fn engraft_row_norm(frame: *const Frame, norm: *const RowN
 pub unsafe extern "C" fn engraft_merge(frame: *const Frame, merge: *const Merge) {
     // SAFETY: both are the caller's promise.
     let (context, merge) = unsafe { (context(frame), *merge) };
-    let (out, k, rank) = (merge.out as usize, merge.k as usize, merge.rank as usize);
     let shared = Shared(merge);
-    let operations = out.saturating_mul(k).saturating_mul(1 + rank);
-    context.workers.run(out.div_ceil(PANEL), operations, &|task| {
+    let (panels, operations) = panels_of(&merge.weight);
+    context.workers.run(panels, operations, &|task| {
         let merge = shared.get();
-        let panel = Panel::of(out, task);
+        let panel = Panel::of(merge.weight.out as usize, task);
         let gain = if merge.gain.is_null() { merge.gain } else { merge.gain.wrapping_add(panel.first) };
         // SAFETY: the panel is one of the caller's matrices, and each task has its own.
         unsafe {
-            let merged = merge.merged.add(panel.first * k);
-            let panel = adapted_panel(panel, (k, rank), (merge.w, merge.a, merge.b));
+            let merged = merge.merged.add(panel.first * merge.weight.k as usize);
+            let panel = adapted_panel(panel, &merge.weight);
             (context.kernels.merge)(&MergeBlock { panel, gain, merged });
         }
     });
 }
 
-/// A panel of `W + B A`, whose panels and rows these are.
+/// How many panels an adapted weight has, and about how many operations all of them take.
+fn panels_of(weight: &AdaptedWeight) -> (usize, usize) {
+    let [out, k, rank] = [weight.out, weight.k, weight.rank].map(|extent| extent as usize);
+    (out.div_ceil(PANEL), out.saturating_mul(k).saturating_mul(1 + rank))
+}
+
+/// A panel of an adapted weight.
 ///
 /// # Safety
 /// It is one of W's panels.
-unsafe fn adapted_panel(
-    panel: Panel,
-    (k, rank): (usize, usize),
-    (w, a, b): (*const f32, *const f32, *const f32),
-) -> AdaptedPanel {
+unsafe fn adapted_panel(panel: Panel, weight: &AdaptedWeight) -> AdaptedPanel {
+    let (k, rank) = (weight.k as usize, weight.rank as usize);
     AdaptedPanel {
         k,
         rank,
         width: panel.width,
         columns: panel.columns,
         // SAFETY: the caller's panels.
-        w: unsafe { w.add(panel.first * k) },
-        a,
+        w: unsafe { weight.w.add(panel.first * k) },
+        a: weight.a,
         a_stride: panels::row_stride(k),
-        b: b.wrapping_add(panel.first * rank),
+        b: weight.b.wrapping_add(panel.first * rank),
     }
 }
 

@@ -6,7 +6,7 @@ mod operands;
 
 use std::ptr::null;
 
-use engraft_runtime::abi::{Merge, Packing, RowNorm};
+use engraft_runtime::abi::{AdaptedWeight, Merge, Packing, RowNorm};
 use engraft_runtime::panels::{LANE, PANEL};
 use engraft_runtime::{Context, KernelSet, engraft_merge, engraft_row_norm};
 use operands::{Floats, Guarded, Layout, Packed, assert_close, bits, context, extent, frame, pack, runnable};
@@ -38,18 +38,16 @@ impl Adapted {
         ]
     }
 
+    fn weight(&self, [w, a, b]: &[Guarded; 3]) -> AdaptedWeight {
+        let address = |of: &Guarded| if self.rank == 0 { null() } else { of.address() };
+        let [out, k, rank] = [self.out, self.k, self.rank].map(|extent| extent as u64);
+        AdaptedWeight { out, k, rank, w: w.address(), a: address(a), b: address(b) }
+    }
+
     fn norms(&self, context: &Context) -> Vec<f32> {
-        let ([w, a, b], rank) = (self.packed(context), self.rank);
+        let operands = self.packed(context);
         let mut n = Guarded::nan(self.out);
-        let request = RowNorm {
-            out: self.out as u64,
-            k: self.k as u64,
-            rank: rank as u64,
-            w: w.address(),
-            a: if rank == 0 { null() } else { a.address() },
-            b: if rank == 0 { null() } else { b.address() },
-            n: n.address_mut(),
-        };
+        let request = RowNorm { weight: self.weight(&operands), n: n.address_mut() };
         let frame = frame(context, &[]);
         // SAFETY: the buffers have the lengths that the extents give.
         unsafe { engraft_row_norm(&raw const frame, &raw const request) };
@@ -58,16 +56,11 @@ impl Adapted {
 
     /// The elements of `gain ∘ (W + s B A)` by rows. What pads its panels is 0.
     fn merged(&self, context: &Context, gain: Option<&[f32]>) -> Vec<f32> {
-        let ([w, a, b], gain) = (self.packed(context), gain.map(Guarded::of));
-        let Adapted { out, k, rank, .. } = *self;
+        let (operands, gain) = (self.packed(context), gain.map(Guarded::of));
+        let Adapted { out, k, .. } = *self;
         let mut merged = Guarded::nan(Packing::Panels.len(out, k).unwrap());
         let request = Merge {
-            out: out as u64,
-            k: k as u64,
-            rank: rank as u64,
-            w: w.address(),
-            a: if rank == 0 { null() } else { a.address() },
-            b: if rank == 0 { null() } else { b.address() },
+            weight: self.weight(&operands),
             gain: gain.as_ref().map_or(null(), Guarded::address),
             merged: merged.address_mut(),
         };

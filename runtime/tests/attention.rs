@@ -3,11 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says so by failing")]
 
-use std::num::NonZeroUsize;
-use std::ptr::{null, null_mut};
+mod operands;
 
-use engraft_runtime::abi::{Attention, Frame};
-use engraft_runtime::{Context, KernelSet, Options, engraft_attention};
+use std::ptr::null;
+
+use engraft_runtime::abi::Attention;
+use engraft_runtime::{Context, KernelSet, engraft_attention};
+use operands::{bits, context, frame, runnable};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -69,19 +71,6 @@ fn floats(seed: &mut u64, len: usize) -> Vec<f32> {
         (*seed >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
     };
     (0..len).map(|_| next()).collect()
-}
-
-fn context(set: KernelSet, threads: usize) -> Context {
-    Context::new(Options { threads: NonZeroUsize::new(threads), kernels: Some(set) }).unwrap()
-}
-
-/// The sets this CPU can run.
-fn runnable() -> impl Iterator<Item = KernelSet> {
-    KernelSet::ALL.into_iter().filter(|set| set.kernels().is_some())
-}
-
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|value| value.to_bits()).collect()
 }
 
 impl Case {
@@ -153,16 +142,7 @@ impl Case {
             mask_bytes,
             y: y[Rows::GUARD..].as_mut_ptr(),
         };
-        let frame = Frame {
-            dims: null(),
-            buffers: null(),
-            arena: null_mut(),
-            context,
-            fault: null_mut(),
-            profile: null_mut(),
-            adapters: null(),
-            arriving: null(),
-        };
+        let frame = frame(context, &[]);
         // SAFETY: the buffers have the lengths that the extents and strides give.
         unsafe { engraft_attention(&raw const frame, &raw const request) };
         let (before, rest) = y.split_at(Rows::GUARD);

@@ -182,23 +182,38 @@ impl Emit<'_, '_> {
         entry: FuncRef,
         frame: Value,
         norm: &RowNorm,
-        [w, a, b]: [Value; 3],
+        weight: [Value; 3],
         n: Value,
     ) {
         let fill = self.fill::<abi::RowNorm>();
-        self.set_dim(&fill, offset_of!(abi::RowNorm, out), &norm.out);
-        self.set_dim(&fill, offset_of!(abi::RowNorm, k), &norm.k);
-        self.set_dim(&fill, offset_of!(abi::RowNorm, rank), &norm.rank);
-        let pointers = [
-            (w, offset_of!(abi::RowNorm, w)),
-            (a, offset_of!(abi::RowNorm, a)),
-            (b, offset_of!(abi::RowNorm, b)),
-            (n, offset_of!(abi::RowNorm, n)),
-        ];
-        for (pointer, offset) in pointers {
-            self.set(&fill, offset, pointer);
-        }
+        self.set_adapted_weight(
+            &fill,
+            offset_of!(abi::RowNorm, weight),
+            [&norm.out, &norm.k, &norm.rank],
+            weight,
+        );
+        self.set(&fill, offset_of!(abi::RowNorm, n), n);
         self.call_with(entry, frame, &fill);
+    }
+
+    /// Its extents `[out, k, rank]`, and where W, A and B are.
+    fn set_adapted_weight(&mut self, fill: &Fill, offset: usize, extents: [&Dim; 3], [w, a, b]: [Value; 3]) {
+        let places = [
+            offset_of!(abi::AdaptedWeight, out),
+            offset_of!(abi::AdaptedWeight, k),
+            offset_of!(abi::AdaptedWeight, rank),
+        ];
+        for (place, extent) in places.into_iter().zip(extents) {
+            self.set_dim(fill, offset + place, extent);
+        }
+        let pointers = [
+            (w, offset_of!(abi::AdaptedWeight, w)),
+            (a, offset_of!(abi::AdaptedWeight, a)),
+            (b, offset_of!(abi::AdaptedWeight, b)),
+        ];
+        for (pointer, place) in pointers {
+            self.set(fill, offset + place, pointer);
+        }
     }
 
     /// Computes the panels of a merged weight; `reads` are as [`Kernel::Merge`] lists them.
@@ -211,20 +226,11 @@ impl Emit<'_, '_> {
         merged: Value,
     ) {
         let fill = self.fill::<abi::Merge>();
-        self.set_dim(&fill, offset_of!(abi::Merge, out), &merge.out);
-        self.set_dim(&fill, offset_of!(abi::Merge, k), &merge.k);
-        self.set_dim(&fill, offset_of!(abi::Merge, rank), &merge.rank);
+        let (weight, extents) = ([reads[0], reads[1], reads[2]], [&merge.out, &merge.k, &merge.rank]);
+        self.set_adapted_weight(&fill, offset_of!(abi::Merge, weight), extents, weight);
         let gain = reads.get(3).copied().unwrap_or_else(|| self.int(0));
-        let pointers = [
-            (reads[0], offset_of!(abi::Merge, w)),
-            (reads[1], offset_of!(abi::Merge, a)),
-            (reads[2], offset_of!(abi::Merge, b)),
-            (gain, offset_of!(abi::Merge, gain)),
-            (merged, offset_of!(abi::Merge, merged)),
-        ];
-        for (pointer, offset) in pointers {
-            self.set(&fill, offset, pointer);
-        }
+        self.set(&fill, offset_of!(abi::Merge, gain), gain);
+        self.set(&fill, offset_of!(abi::Merge, merged), merged);
         self.call_with(entry, frame, &fill);
     }
 

@@ -13,7 +13,9 @@
 
 use std::num::NonZeroUsize;
 
-use engraft_runtime::abi::{Dot, Fault, Frame, Linear, NOT_ADAPTABLE, Pack, Packing, RowNorm, Stage};
+use engraft_runtime::abi::{
+    AdaptedWeight, Dot, Fault, Frame, Linear, NOT_ADAPTABLE, Pack, Packing, RowNorm, Stage,
+};
 use engraft_runtime::{
     Binder, Code, Context, DType, Options, ParamSpec, Program, ProgramSpec, StagedSpec, SymbolSpec, Tensor,
     TensorSpec, Weights, engraft_dot, engraft_linear, engraft_pack, engraft_row_norm,
@@ -115,7 +117,7 @@ unsafe extern "C" fn adapter(frame: *const Frame) -> u32 {
     view.pack((B, B_PANELS), Packing::Panels, out, rank, SCALE);
     let (w, a, b) = (view.buffer(WEIGHT_PANELS), view.buffer(A_ROWS), view.buffer(B_PANELS));
     let n = view.buffer(GAIN);
-    let norm = RowNorm { out, k, rank, w, a, b, n };
+    let norm = RowNorm { weight: AdaptedWeight { out, k, rank, w, a, b }, n };
     // SAFETY: the runtime has checked the shapes and allocated the norms.
     unsafe {
         engraft_row_norm(frame, &raw const norm);
