@@ -95,6 +95,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn prefetch(from: *const f32);
     /// Hints that the cache line at `from` is read later: it is fetched into the second-level cache.
     unsafe fn prefetch_far(from: *const f32);
+    /// Hints that the cache line at `to` is written soon.
+    unsafe fn prefetch_write(to: *mut f32);
 }
 
 /// The kernels of one instruction set.

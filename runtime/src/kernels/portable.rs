@@ -246,4 +246,7 @@ impl Lanes for Floats {
 
     #[inline(always)]
     unsafe fn prefetch_far(_: *const f32) {}
+
+    #[inline(always)]
+    unsafe fn prefetch_write(_: *mut f32) {}
 }

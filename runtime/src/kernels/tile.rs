@@ -134,6 +134,8 @@ struct Pass<'a> {
     is_stream: bool,
     /// What is fetched into the second-level cache meanwhile.
     far: Fetch,
+    /// How much of it in each step, if nothing else is fetched.
+    far_stride: usize,
     /// Of each of these, too, but only the part with this number.
     ahead: &'a [Fetch],
     part: usize,
@@ -141,6 +143,31 @@ struct Pass<'a> {
     parts: usize,
     /// Whose B is fetched, too.
     next: &'a [Finish],
+}
+
+/// In how many shares a pass fetches what lies in memory after its panel.
+const FAR_SHARES: usize = 2;
+
+impl Pass<'_> {
+    /// How many things are fetched one after the other.
+    #[inline(always)]
+    fn shares(&self) -> usize {
+        FAR_SHARES + self.ahead.len() + self.next.len()
+    }
+
+    #[inline(always)]
+    fn share(&self, block: &Block<'_>, share: usize) -> Fetch {
+        if share < FAR_SHARES {
+            return self.far.part(share, FAR_SHARES);
+        }
+        let share = share - FAR_SHARES;
+        if share < self.ahead.len() {
+            return self.ahead[share].part(self.part, self.parts);
+        }
+        let finish = &self.next[share - self.ahead.len()];
+        let from = finish.b.wrapping_add(block.first_column * finish.b_rows);
+        Fetch { from, floats: finish.b_rows * block.width }
+    }
 }
 
 /// A matrix of which a tile's rows and steps are taken: element `(row, step)` at `at[row * row_stride + step * step_stride]`.
@@ -174,6 +201,7 @@ pub(super) unsafe fn product<L: Lanes>(block: &Block<'_>) {
 unsafe fn all_rows<L: Lanes>(block: &Block<'_>, steps: Steps, (index, blocks): (usize, usize)) {
     let tiles = block.rows.div_ceil(rows(L::ACCUMULATORS));
     let is_last = steps.first + steps.count == block.k;
+    let far_stride = if tiles == 1 { 0 } else { block.width.div_ceil(tiles) };
     let mut finishes = block.finishes;
     for tile in 0..tiles {
         let (row, end) = (tile * block.rows / tiles, (tile + 1) * block.rows / tiles);
@@ -184,7 +212,7 @@ unsafe fn all_rows<L: Lanes>(block: &Block<'_>, steps: Steps, (index, blocks): (
         let (finish, next) = if let [all] = of_tile { (Some(all), &[][..]) } else { (None, of_tile) };
         let (part, parts) = (index * tiles + tile, blocks * tiles);
         let (ahead, is_stream) = (block.ahead, tiles == 1);
-        let mut pass = Pass { row, end, steps, finish, is_stream, far, ahead, part, parts, next };
+        let mut pass = Pass { row, end, steps, finish, is_stream, far, far_stride, ahead, part, parts, next };
         let mut rest = next.iter();
         loop {
             // SAFETY: the pass's rows are the block's, and no more of them than a tile is high.
@@ -206,7 +234,7 @@ unsafe fn all_rows<L: Lanes>(block: &Block<'_>, steps: Steps, (index, blocks): (
             let end = finish.end.min(last) - block.first_row;
             let steps = Steps { first: block.k, count: 0, resume: true };
             let (far, finish) = (Fetch::NOTHING, Some(finish));
-            pass = Pass { row, end, steps, finish, far, ahead: &[], next: &[], ..pass };
+            pass = Pass { row, end, steps, finish, far, far_stride: 0, ahead: &[], next: &[], ..pass };
         }
     }
 }
@@ -283,30 +311,27 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(
 unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     sums: &mut [[L; WIDTH]; ROWS],
     block: &Block<'_>,
-    &Pass { row, steps, is_stream, far, ahead, part, parts, next, .. }: &Pass<'_>,
+    pass: &Pass<'_>,
     column: usize,
 ) {
+    let &Pass { row, steps, is_stream, .. } = pass;
     // Of a pass without steps this is beyond the panel.
     let w = block.w.wrapping_add(steps.first * block.width + column);
     let x = block.x.wrapping_add(row * block.k + steps.first);
-    let fetch_of = |share: usize| match share.checked_sub(1) {
-        None => far,
-        Some(share) if share < ahead.len() => ahead[share].part(part, parts),
-        Some(share) => {
-            let finish = &next[share - ahead.len()];
-            let from = finish.b.wrapping_add(block.first_column * finish.b_rows);
-            Fetch { from, floats: finish.b_rows * block.width }
-        }
-    };
-    let last = ahead.len() + next.len();
-    let all: usize = if last == 0 { 0 } else { (0..=last).map(|share| fetch_of(share).floats).sum() };
+    let shares = pass.shares();
+    let all =
+        if shares == FAR_SHARES { 0 } else { (0..shares).map(|share| pass.share(block, share).floats).sum() };
     let (mut begin, mut floats) = (0, 0);
-    for share in 0..=last {
-        let fetch = fetch_of(share);
+    for share in 0..shares {
+        let fetch = pass.share(block, share);
         floats += fetch.floats;
-        let end = if share == last { steps.count } else { steps.count * floats / all.max(1) };
+        let end = match share + 1 {
+            share if share == shares => steps.count,
+            share if all == 0 => steps.count * share / FAR_SHARES,
+            _ => steps.count * floats / all,
+        };
+        let stride = if all == 0 { pass.far_stride } else { fetch.floats.div_ceil((end - begin).max(1)) };
         let here = w.wrapping_add(begin * block.width);
-        let stride = fetch.floats.div_ceil((end - begin).max(1));
         let x = Factor { at: x.wrapping_add(begin), row_stride: block.k, step_stride: 1 };
         let count = end - begin;
         // SAFETY: the caller's tile has so many steps of x and W from here on; a prefetch may be of any address.
@@ -339,6 +364,15 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
                     near(p);
                     later(p);
                 }),
+            }
+            if share == 0 {
+                // Where the sums go: stores to lines that are far away would hold up the next tile.
+                let y = block.y.wrapping_add(row * block.y_stride + column);
+                for r in 0..ROWS {
+                    for v in 0..WIDTH {
+                        L::prefetch_write(y.wrapping_add(r * block.y_stride + v * LANE));
+                    }
+                }
             }
         }
         begin = end;
