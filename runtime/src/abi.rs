@@ -189,6 +189,8 @@ pub struct Linear {
     pub gain: *const f32,
     /// `[out]`, or null for 0.
     pub bias: *const f32,
+    /// `[batch, rows, out]`, contiguous, or null for 0: added to the rest, before the epilogue.
+    pub residual: *const f32,
     /// `[batch, rows, out]`, contiguous.
     pub y: *mut f32,
     /// Which of the program's adaptable layers it is, or [`NOT_ADAPTABLE`].
@@ -424,13 +426,14 @@ mod tests {
                 offset_of!(Linear, b),
                 offset_of!(Linear, gain),
                 offset_of!(Linear, bias),
+                offset_of!(Linear, residual),
                 offset_of!(Linear, y),
                 offset_of!(Linear, adaptable),
                 offset_of!(Linear, epilogue_buffers),
                 offset_of!(Linear, epilogue),
                 size_of::<Linear>(),
             ],
-            [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128, 136]
+            [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128, 136, 144]
         );
         assert_eq!(
             [

@@ -331,6 +331,7 @@ impl<'a> Product<'a> {
                 w: linear.w.add(panels + panel.first * self.k),
                 y: linear.y.add(first_row * self.out + panel.first),
                 y_stride: self.out,
+                residual: linear.residual,
                 first_row,
                 finishes,
                 ahead: &[],

@@ -126,6 +126,7 @@ impl Tile {
             w: self.w.as_slice().as_ptr(),
             y: self.y.as_mut_slice().as_mut_ptr(),
             y_stride: PANEL,
+            residual: std::ptr::null(),
             first_row: 0,
             finishes: &finishes,
             ahead: &[],

@@ -29,6 +29,7 @@ struct Case {
     b: Vec<f32>,
     gain: Option<Vec<f32>>,
     bias: Option<Vec<f32>>,
+    residual: Option<Vec<f32>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +42,7 @@ struct Extents {
 }
 
 impl Case {
-    fn new(extents: Extents, [shared_x, shared_w, gain, bias]: [bool; 4], seed: u64) -> Case {
+    fn new(extents: Extents, [shared_x, shared_w, gain, bias, residual]: [bool; 5], seed: u64) -> Case {
         let Extents { batch, rows, out, k, rank } = extents;
         let mut floats = Floats(seed);
         Case {
@@ -58,6 +59,7 @@ impl Case {
             b: floats.take(out * rank),
             gain: gain.then(|| floats.take(out)),
             bias: bias.then(|| floats.take(out)),
+            residual: residual.then(|| floats.take(batch * rows * out)),
         }
     }
 
@@ -80,6 +82,7 @@ impl Case {
         let b = pack(context, Packed { packing, batch: 1, out, k: rank, layout, scale: 1.0 }, &self.b);
         let (x, h) = (Guarded::of(&self.x), Guarded::of(&self.h));
         let (gain, bias) = (self.gain.as_deref().map(Guarded::of), self.bias.as_deref().map(Guarded::of));
+        let residual = self.residual.as_deref().map(Guarded::of);
         let mut y = Guarded::nan(batch * rows * out);
         let optional = |values: &Option<Guarded>| values.as_ref().map_or(null(), Guarded::address);
         let linear = Linear {
@@ -98,6 +101,7 @@ impl Case {
             bias: optional(&bias),
             y: y.address_mut(),
             adaptable: NOT_ADAPTABLE,
+            residual: optional(&residual),
             epilogue_buffers: null(),
             epilogue: None,
         };
@@ -126,7 +130,9 @@ impl Case {
             let (sum, magnitude) = terms.fold((0.0, 0.0), |(sum, all), term| (sum + term, all + term.abs()));
             let gain = self.gain.as_ref().map_or(1.0, |gain| f64::from(gain[j]));
             let bias = self.bias.as_ref().map_or(0.0, |bias| f64::from(bias[j]));
-            elements.push((gain * sum + bias, gain.abs() * magnitude + bias.abs()));
+            let residual = self.residual.as_ref().map_or(0.0, |residual| f64::from(residual[elements.len()]));
+            let magnitude = gain.abs() * magnitude + bias.abs() + residual.abs();
+            elements.push((gain * sum + bias + residual, magnitude));
         }
         elements
     }
@@ -136,7 +142,7 @@ impl Case {
         let Case { rows, out, k, rank, .. } = *self;
         let x = (if self.shared_x { 0 } else { item } * rows + row) * k;
         let w = if self.shared_w { 0 } else { item } * out * k;
-        let h = (item * rows + row) * rank;
+        let (h, y) = ((item * rows + row) * rank, (item * rows + row) * out);
         Case {
             batch: 1,
             rows: 1,
@@ -145,6 +151,7 @@ impl Case {
             x: self.x[x..x + k].to_vec(),
             w: self.w[w..w + out * k].to_vec(),
             h: self.h[h..h + rank].to_vec(),
+            residual: self.residual.as_ref().map(|residual| residual[y..y + out].to_vec()),
             ..self.clone()
         }
     }
@@ -168,7 +175,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
-    fn products_are_what_the_formula_says(extents in extents(), flags: [bool; 4], seed: u64) {
+    fn products_are_what_the_formula_says(extents in extents(), flags: [bool; 5], seed: u64) {
         let case = Case::new(extents, flags, seed);
         let reference = case.reference();
         for set in runnable() {
@@ -177,7 +184,7 @@ proptest! {
     }
 
     #[test]
-    fn a_row_depends_on_nothing_but_itself(extents in extents(), flags: [bool; 4], seed: u64) {
+    fn a_row_depends_on_nothing_but_itself(extents in extents(), flags: [bool; 5], seed: u64) {
         let case = Case::new(extents, flags, seed);
         for set in runnable() {
             let context = context(set, 1);
@@ -291,7 +298,7 @@ const LARGE: Extents = Extents { batch: 1, rows: 203, out: 203, k: 67, rank: 5 }
 #[test]
 fn threads_change_no_bit() {
     for extents in [LARGE, Extents { batch: 9, rows: 33, ..LARGE }, Extents { rows: 1, out: 2000, ..LARGE }] {
-        let case = Case::new(extents, [false, extents.batch == 1, true, true], 1);
+        let case = Case::new(extents, [false, extents.batch == 1, true, true, true], 1);
         let mut floats = Floats(2);
         let (x, a) = (floats.take(203 * 67), floats.take(5 * 67));
         let dots = Dots { rows: 203, out: 5, k: 67, layout: Layout::OutIn, x, a };
@@ -312,7 +319,7 @@ fn kernels_that_fuse_multiply_and_add_agree_to_the_last_bit() {
     let fused = [KernelSet::Avx2, KernelSet::Avx512].into_iter().filter(|set| set.kernels().is_some());
     // A K of more than one block, and no whole number of lanes.
     let (k, layout) = (1057, Layout::OutIn);
-    let case = Case::new(Extents { k, ..LARGE }, [false, false, true, true], 3);
+    let case = Case::new(Extents { k, ..LARGE }, [false, false, true, true, true], 3);
     let mut floats = Floats(4);
     let dots = Dots { rows: 31, out: 5, k, layout, x: floats.take(31 * k), a: floats.take(5 * k) };
     let results = fused.map(|set| {
@@ -353,7 +360,7 @@ fn an_epilogue_gets_every_finished_element_once() {
         Extents { rows: 0, ..LARGE },
         Extents { out: 0, ..LARGE },
     ] {
-        let case = Case::new(extents, [false, false, true, true], 4);
+        let case = Case::new(extents, [false, false, true, true, true], 4);
         for context in [context(KernelSet::Portable, 1), context(KernelSet::Portable, 3)] {
             let (rows, out) = (std::ptr::without_provenance_mut(case.batch * case.rows), case.out);
             let out = std::ptr::without_provenance_mut(out);
@@ -369,7 +376,7 @@ fn an_epilogue_gets_every_finished_element_once() {
 
 #[test]
 fn values_that_are_not_finite_stay_in_their_rows_and_columns() {
-    let mut case = Case::new(Extents { rows: 8, out: 70, ..LARGE }, [false, true, false, false], 5);
+    let mut case = Case::new(Extents { rows: 8, out: 70, ..LARGE }, [false, true, false, false, false], 5);
     case.x[3 * case.k] = f32::INFINITY;
     case.w[69 * case.k + 1] = f32::NAN;
     for set in runnable() {

@@ -122,6 +122,7 @@ impl Emit<'_, '_> {
         let (x, w) = (next(true), next(true));
         let (h, b) = (next(linear.rank.is_some()), next(linear.rank.is_some()));
         let (gain, bias) = (next(linear.gain), next(linear.bias));
+        let residual = if linear.adds_residual() { reads.next() } else { None };
         let epilogue_buffers = match epilogue {
             Some(_) => self.table(&std::iter::once(y).chain(reads).collect::<Vec<_>>()),
             None => zero,
@@ -143,6 +144,7 @@ impl Emit<'_, '_> {
             (b, offset_of!(abi::Linear, b)),
             (gain, offset_of!(abi::Linear, gain)),
             (bias, offset_of!(abi::Linear, bias)),
+            (residual.unwrap_or(zero), offset_of!(abi::Linear, residual)),
             (y, offset_of!(abi::Linear, y)),
             (epilogue_buffers, offset_of!(abi::Linear, epilogue_buffers)),
             (epilogue.unwrap_or(zero), offset_of!(abi::Linear, epilogue)),

@@ -73,7 +73,9 @@ impl<'a, M: Module> Codegen<'a, M> {
 
     fn step_epilogue(&mut self, step: &'a Step) -> Result<Option<FuncId>, CodegenError> {
         match &step.kernel {
-            Kernel::Linear(linear) => linear.epilogue.as_ref().map(|body| self.epilogue(body)).transpose(),
+            Kernel::Linear(linear) if !linear.adds_residual() => {
+                linear.epilogue.as_ref().map(|body| self.epilogue(body)).transpose()
+            }
             _ => Ok(None),
         }
     }

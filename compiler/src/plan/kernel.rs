@@ -118,6 +118,19 @@ pub struct Linear {
     pub epilogue: Option<Loop>,
 }
 
+impl Linear {
+    /// Whether all the epilogue does is to add another value of y's shape, element by element: then there is no code for it,
+    /// and the kernel itself adds it while the sums are in registers.
+    pub fn adds_residual(&self) -> bool {
+        let Some(Loop { dtype: DType::F32, reads, body, .. }) = &self.epilogue else { return false };
+        let [y, residual] = reads.as_slice() else { return false };
+        let &[Expr::Load(a), Expr::Load(b), Expr::Binary(Binary::Add, c, d)] = body.as_slice() else {
+            return false;
+        };
+        y == residual && a != b && c != d
+    }
+}
+
 /// `h = x Aᵀ` for outputs as few as a rank: x `[rows, k]`, h `[rows, out]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dot {

@@ -1,7 +1,8 @@
-//! Products, a tile at a time: `y = gain * (x W^T + h B^T) + bias + shift` for a block of rows and one panel of outputs.
+//! Products, a tile at a time: `y = gain * (x W^T + h B^T) + bias + shift + residual` for a block of rows and one panel of
+//! outputs.
 //!
 //! A tile of a few rows by a few lanes is summed in registers. The low-rank part is `rank` more steps of the same sum;
-//! gain and bias are applied before the tile leaves its registers. Rows of several tiles take K in blocks of [`K_BLOCK`] at
+//! gain, bias and residual are applied before the tile leaves its registers. Rows of several tiles take K in blocks of [`K_BLOCK`] at
 //! most, between which the sums rest in y: the same additions in the same order, but the panel's block stays in cache while
 //! all rows pass over it, and while they do, the block that comes next is fetched.
 //!
@@ -47,12 +48,22 @@ pub(crate) struct Block<'a> {
     /// `[rows, columns]` with rows `y_stride` apart.
     pub(crate) y: *mut f32,
     pub(crate) y_stride: usize,
-    /// The block's first row, as rows are counted in `finishes`.
+    /// Added in the end, of all rows of the product, with rows as far apart as those of y; or null.
+    pub(crate) residual: *const f32,
+    /// The block's first row, as rows are counted in `finishes` and in the residual.
     pub(crate) first_row: usize,
     /// What follows the sums of each row, in the order of the rows; they cover those of the block.
     pub(crate) finishes: &'a [Finish],
     /// What is read after the block, and is fetched into the second-level cache meanwhile, by each tile its share.
     pub(crate) ahead: &'a [Fetch],
+}
+
+impl Block<'_> {
+    /// The residual of a row of the block and a column of the panel; nowhere, if there is none.
+    #[inline(always)]
+    fn residual_at(&self, row: usize, column: usize) -> *const f32 {
+        self.residual.wrapping_add((self.first_row + row) * self.y_stride + self.first_column + column)
+    }
 }
 
 /// What follows the sums `x W^T` of neighbouring rows, for all outputs: `gain * (sums + h B^T) + bias + shift`.
@@ -319,18 +330,20 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     let w = block.w.wrapping_add(steps.first * block.width + column);
     let x = block.x.wrapping_add(row * block.k + steps.first);
     let shares = pass.shares();
-    let all =
-        if shares == FAR_SHARES { 0 } else { (0..shares).map(|share| pass.share(block, share).floats).sum() };
+    // The usual case is worth doing without divisions.
+    let is_plain = shares == FAR_SHARES;
+    let all: usize =
+        if is_plain { 0 } else { (0..shares).map(|share| pass.share(block, share).floats).sum() };
     let (mut begin, mut floats) = (0, 0);
     for share in 0..shares {
         let fetch = pass.share(block, share);
         floats += fetch.floats;
         let end = match share + 1 {
-            share if share == shares => steps.count,
-            share if all == 0 => steps.count * share / FAR_SHARES,
-            _ => steps.count * floats / all,
+            done if done == shares => steps.count,
+            done if is_plain => steps.count * done / FAR_SHARES,
+            _ => steps.count * floats / all.max(1),
         };
-        let stride = if all == 0 { pass.far_stride } else { fetch.floats.div_ceil((end - begin).max(1)) };
+        let stride = if is_plain { pass.far_stride } else { fetch.floats.div_ceil((end - begin).max(1)) };
         let here = w.wrapping_add(begin * block.width);
         let x = Factor { at: x.wrapping_add(begin), row_stride: block.k, step_stride: 1 };
         let count = end - begin;
@@ -366,11 +379,17 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
                 }),
             }
             if share == 0 {
-                // Where the sums go: stores to lines that are far away would hold up the next tile.
+                // Where the sums go, and what is added to them: stores to lines that are far away would hold up the next
+                // tile.
                 let y = block.y.wrapping_add(row * block.y_stride + column);
+                let residual = block.residual_at(row, column);
                 for r in 0..ROWS {
                     for v in 0..WIDTH {
-                        L::prefetch_write(y.wrapping_add(r * block.y_stride + v * LANE));
+                        let at = r * block.y_stride + v * LANE;
+                        L::prefetch_write(y.wrapping_add(at));
+                        if !block.residual.is_null() {
+                            L::prefetch(residual.wrapping_add(at));
+                        }
                     }
                 }
             }
@@ -379,7 +398,7 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     }
 }
 
-/// What follows the sums of W: the low-rank part, gain, bias and shift.
+/// What follows the sums of W: the low-rank part, gain, bias, shift and residual.
 ///
 /// # Safety
 /// As for [`tile`]; `finish` is the rows'.
@@ -418,6 +437,15 @@ unsafe fn finished<L: Lanes, const ROWS: usize, const WIDTH: usize>(
                     for r in 0..ROWS {
                         sums[r][v] = sums[r][v].add(added);
                     }
+                }
+            }
+        }
+        if !block.residual.is_null() {
+            let residual = block.residual_at(row, column);
+            for r in 0..ROWS {
+                for v in 0..WIDTH {
+                    let added = L::load_first(residual.add(r * block.y_stride + v * LANE), counts[v]);
+                    sums[r][v] = sums[r][v].add(added);
                 }
             }
         }

@@ -133,6 +133,7 @@ fn read(
                 w: weight.as_slice()[panel * K * PANEL..].as_ptr(),
                 y: y.as_mut_slice().as_mut_ptr(),
                 y_stride: PANEL,
+                residual: std::ptr::null(),
                 first_row: 0,
                 finishes: &finishes,
                 ahead: &[],

@@ -150,6 +150,7 @@ unsafe extern "C" fn call(frame: *const Frame) -> u32 {
         bias: view.buffer(BIAS),
         y: view.buffer(Y),
         adaptable: NOT_ADAPTABLE,
+        residual: std::ptr::null(),
         epilogue_buffers: std::ptr::null(),
         epilogue: None,
     };
