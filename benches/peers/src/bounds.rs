@@ -32,10 +32,11 @@ impl<S> Call for Step<'_, S> {
 /// Operations of a turn of registers alone: some tens of microseconds.
 const PEAK_FLOPS: usize = 4 << 20;
 
-/// What nobody who computes a workload in f32 can do without.
+/// What nobody who computes a workload in f32 with its adapter unmerged can do without.
 #[derive(Clone, Copy)]
 pub struct Least {
-    /// A multiplication and an addition for each element of the base's weights and each row, and those of attention.
+    /// A multiplication and an addition for each element of the weights and of the adapter and each row, and those of
+    /// attention.
     pub flops: f64,
     /// The weights, in bytes.
     pub bytes: usize,

@@ -78,8 +78,8 @@ pub struct Bounds {
     pub bytes_per_second: f64,
     /// Of registers alone.
     pub peak_flops_per_second: f64,
-    /// For each number of threads the least that the base takes, in microseconds: the longer of its arithmetic at the rate of
-    /// registers alone, spread over the threads, and of a plain read of the weights.
+    /// For each number of threads the least that the base takes with its adapter, in microseconds: the longer of its arithmetic
+    /// at the rate of registers alone, spread over the threads, and of a plain read of the weights.
     pub least: BTreeMap<usize, f64>,
 }
 

@@ -37,10 +37,9 @@ impl Shape {
         2.0 * batch as f64 * weights as f64
     }
 
-    /// What the layer takes at least, with or without an adapter: its weight, read and multiplied by each row.
+    /// What the layer takes at least with its adapter unmerged: its weight, read once, and its arithmetic.
     pub fn least(self, batch: usize) -> Least {
-        let weights = self.inputs * self.outputs;
-        Least { flops: 2.0 * (batch * weights) as f64, bytes: weights * size_of::<f32>() }
+        Least { flops: self.flops(batch), bytes: self.inputs * self.outputs * size_of::<f32>() }
     }
 
     /// What has to move at least, if all of it moves once: weights, A, B, gain, bias, x and y.

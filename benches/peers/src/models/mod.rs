@@ -10,7 +10,7 @@ use crate::results::Point;
 use crate::session::Session;
 use encode::Size;
 use engraft::compiler::plan::Plan;
-use engraft::compiler::plan::kernel::{Attention, Kernel, Linear};
+use engraft::compiler::plan::kernel::{Attention, Dot, Kernel, Linear};
 use engraft::ir::{Dim, Stage, Symbol};
 use engraft::pretrained::CompiledModel;
 use engraft::runtime::Options;
@@ -54,15 +54,19 @@ fn one_thread() -> Options {
     Options { threads: Some(NonZeroUsize::MIN), ..Options::default() }
 }
 
-/// What a call takes at least that has such extents: its products, without epilogues, and the scores and values of attention,
-/// of which nothing hides a key.
+/// What a call takes at least that has such extents: its products, those of adapters among them, without epilogues, and the
+/// scores and values of attention, of which nothing hides a key.
 fn least(model: &CompiledModel, extents: &[(&str, usize)]) -> Result<Least, Error> {
     let extents = extents.iter().map(|&(name, extent)| (Symbol::new(name), extent as u64)).collect();
     let plan: &Plan = &model.compiled().plan;
     let mut flops = Dim::fixed(0);
     for (_, step) in plan.steps_at(Stage::Call) {
         flops = match &step.kernel {
-            Kernel::Linear(Linear { batch, rows, out, k, .. }) => flops + batch.clone() * rows * out * k * 2,
+            Kernel::Linear(Linear { batch, rows, out, k, rank, .. }) => {
+                let steps = rank.iter().fold(k.clone(), |steps, rank| steps + rank);
+                flops + batch.clone() * rows * out * steps * 2
+            }
+            Kernel::Dot(Dot { rows, k, out }) => flops + rows.clone() * k * out * 2,
             Kernel::Attention(Attention { batch, queries, keys, heads, d, e, .. }) => {
                 flops + batch.clone() * queries * keys * (2 * heads * (d + e))
             }

@@ -122,9 +122,8 @@ fn cell(point: &Point, who: Who, threads: usize) -> String {
 
 fn every_ratio(page: &mut String, results: &Results) {
     *page += "\n## Every ratio that has a target\n\n";
-    *page += "Limit: the ratio if ours took no longer than registers alone take for the bare weights' products, or than a\n";
-    *page +=
-        "plain read of these weights by all threads, whichever is longer, measured in the same rounds.\n\n";
+    *page += "Limit: the ratio if ours took no longer than registers alone take for the products of the weights and of the\n";
+    *page += "adapter, or than a plain read of the weights by all threads, whichever is longer, measured in the same rounds.\n\n";
     *page += "| measure | what | size | threads | ratio | target | met | limit |\n|---|---|---:|---|---:|---|---|---:|\n";
     for ratio in &results.ratios {
         let threads = ratio.threads.map_or("2 and 1".to_owned(), |threads| threads.to_string());
