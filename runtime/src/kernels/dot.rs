@@ -98,7 +98,11 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const OUT: usize>(
                 }
             }
             for r in 0..ROWS {
-                lanes[r] = L::load(x.add(r * block.k + p));
+                let x = x.add(r * block.k + p);
+                if output == 0 {
+                    L::prefetch_far(x.wrapping_add(ROWS * block.k));
+                }
+                lanes[r] = L::load(x);
             }
             accumulate(&mut sums, &lanes, a.add(p), a_stride);
         }
