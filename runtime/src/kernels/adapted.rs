@@ -96,7 +96,7 @@ unsafe fn tile<L: Lanes, const INPUTS: usize, const WIDTH: usize>(
         if panel.rank > 0 {
             let a = Factor { at: panel.a.add(input), row_stride: 1, step_stride: panel.a_stride };
             let b = panel.b.add(lane * LANE);
-            accumulate(&mut sums, a, b, panel.width, panel.rank, |i| {
+            accumulate(&mut sums, a, b, panel.width, 0..panel.rank, |i| {
                 for v in 0..WIDTH {
                     L::prefetch(w.wrapping_add((AHEAD + i) * panel.width + v * LANE));
                 }

@@ -11,6 +11,8 @@
 //!
 //! Everything here is inlined into one function for each instruction set, which is what lets it use the instructions.
 
+use std::ops::Range;
+
 use super::Lanes;
 use super::stream::STREAM_AHEAD;
 use crate::panels::{LANE, PANEL};
@@ -88,6 +90,12 @@ pub(crate) struct Finish {
 }
 
 impl Finish {
+    /// B's panel.
+    #[inline(always)]
+    fn panel(&self, block: &Block<'_>) -> *const f32 {
+        self.b.wrapping_add(block.first_column * self.b_rows + (self.b_rows - self.rank) * block.width)
+    }
+
     /// Nothing follows the sums of so many rows.
     pub(crate) const fn nothing(rows: usize) -> Finish {
         let none = std::ptr::null();
@@ -156,22 +164,16 @@ struct Pass<'a> {
     next: &'a [Finish],
 }
 
-/// In how many shares a pass fetches what lies in memory after its panel.
-const FAR_SHARES: usize = 2;
-
 impl Pass<'_> {
     /// How many things are fetched one after the other.
     #[inline(always)]
     fn shares(&self) -> usize {
-        FAR_SHARES + self.ahead.len() + self.next.len()
+        1 + self.ahead.len() + self.next.len()
     }
 
     #[inline(always)]
     fn share(&self, block: &Block<'_>, share: usize) -> Fetch {
-        if share < FAR_SHARES {
-            return self.far.part(share, FAR_SHARES);
-        }
-        let share = share - FAR_SHARES;
+        let Some(share) = share.checked_sub(1) else { return self.far };
         if share < self.ahead.len() {
             return self.ahead[share].part(self.part, self.parts);
         }
@@ -212,14 +214,19 @@ pub(super) unsafe fn product<L: Lanes>(block: &Block<'_>) {
 unsafe fn all_rows<L: Lanes>(block: &Block<'_>, steps: Steps, (index, blocks): (usize, usize)) {
     let tiles = block.rows.div_ceil(rows(L::ACCUMULATORS));
     let is_last = steps.first + steps.count == block.k;
-    let far_stride = if tiles == 1 { 0 } else { block.width.div_ceil(tiles) };
     let mut finishes = block.finishes;
+    // The first tiles are a row higher, if they cannot all be alike.
+    let (low, higher) = (block.rows / tiles.max(1), block.rows % tiles.max(1));
+    let far = next_block(block, steps, tiles);
+    let far_stride = far.floats.div_ceil(steps.count.saturating_sub(rows(L::ACCUMULATORS)).max(1));
+    let mut end = 0;
     for tile in 0..tiles {
-        let (row, end) = (tile * block.rows / tiles, (tile + 1) * block.rows / tiles);
+        let row = end;
+        end += low + usize::from(tile < higher);
         let (first, last) = (block.first_row + row, block.first_row + end);
         finishes = &finishes[finishes.partition_point(|finish| finish.end <= first)..];
         let of_tile = &finishes[..finishes.partition_point(|finish| is_last && finish.first < last)];
-        let far = next_block(block, steps, tile, tiles);
+        let far = Fetch { from: far.from.wrapping_add(tile * far.floats), ..far };
         let (finish, next) = if let [all] = of_tile { (Some(all), &[][..]) } else { (None, of_tile) };
         let (part, parts) = (index * tiles + tile, blocks * tiles);
         let (ahead, is_stream) = (block.ahead, tiles == 1);
@@ -250,15 +257,15 @@ unsafe fn all_rows<L: Lanes>(block: &Block<'_>, steps: Steps, (index, blocks): (
     }
 }
 
-/// Each tile fetches its share of what follows the panel's block in memory: the next block, or the next panel. A single
-/// tile has no time to: it fetches its own lines.
+/// What follows the panel's block in memory, the next block or the next panel, of which each tile fetches a share: the first
+/// one's. A single tile has no time to: it fetches its own lines.
 #[inline(always)]
-fn next_block(block: &Block<'_>, steps: Steps, tile: usize, tiles: usize) -> Fetch {
+fn next_block(block: &Block<'_>, steps: Steps, tiles: usize) -> Fetch {
     let (from, floats) = (block.w.wrapping_add(steps.first * block.width), steps.count * block.width);
-    if tiles == 1 {
+    if tiles < 2 {
         return Fetch { from, floats: 0 };
     }
-    Fetch { from: from.wrapping_add(floats + tile * floats / tiles), floats: floats / tiles }
+    Fetch { from: from.wrapping_add(floats), floats: floats.div_ceil(tiles) }
 }
 
 #[inline(always)]
@@ -329,72 +336,88 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     // Of a pass without steps this is beyond the panel.
     let w = block.w.wrapping_add(steps.first * block.width + column);
     let x = block.x.wrapping_add(row * block.k + steps.first);
-    let shares = pass.shares();
-    // The usual case is worth doing without divisions.
-    let is_plain = shares == FAR_SHARES;
-    let all: usize =
-        if is_plain { 0 } else { (0..shares).map(|share| pass.share(block, share).floats).sum() };
-    let (mut begin, mut floats) = (0, 0);
-    for share in 0..shares {
-        let fetch = pass.share(block, share);
-        floats += fetch.floats;
-        let end = match share + 1 {
-            done if done == shares => steps.count,
-            done if is_plain => steps.count * done / FAR_SHARES,
-            _ => steps.count * floats / all.max(1),
+    let x = Factor { at: x, row_stride: block.k, step_stride: 1 };
+    // What the tile meets at its end is fetched in the first steps, a row in each.
+    let first = steps.count.min(ROWS);
+    // SAFETY: the caller's tile has so many steps of x and W; a prefetch may be of any address.
+    unsafe {
+        let near = |p: usize| {
+            for v in 0..WIDTH {
+                L::prefetch(w.wrapping_add((p + NEAR_STEPS) * block.width + v * LANE));
+            }
         };
-        let stride = if is_plain { pass.far_stride } else { fetch.floats.div_ceil((end - begin).max(1)) };
-        let here = w.wrapping_add(begin * block.width);
-        let x = Factor { at: x.wrapping_add(begin), row_stride: block.k, step_stride: 1 };
-        let count = end - begin;
-        // SAFETY: the caller's tile has so many steps of x and W from here on; a prefetch may be of any address.
-        unsafe {
-            let near = |p: usize| {
-                for v in 0..WIDTH {
-                    L::prefetch(here.wrapping_add((p + NEAR_STEPS) * block.width + v * LANE));
-                }
-            };
-            let stream = |p: usize| {
-                // Of few rows a step takes longer, the more there are: as far ahead in time.
-                let (ahead, lines) =
-                    if ROWS <= STREAM_ROWS { (STREAM_AHEAD / ROWS, 1) } else { (STREAM_AHEAD, WIDTH) };
-                for v in 0..lines {
-                    L::prefetch_far(here.wrapping_add(p * block.width + ahead + v * LANE));
-                }
-            };
+        let stream = |p: usize| {
+            // Of few rows a step takes longer, the more there are: as far ahead in time.
+            let (ahead, lines) =
+                if ROWS <= STREAM_ROWS { (STREAM_AHEAD / ROWS, 1) } else { (STREAM_AHEAD, WIDTH) };
+            for v in 0..lines {
+                L::prefetch_far(w.wrapping_add(p * block.width + ahead + v * LANE));
+            }
+        };
+        let finish = |r: usize| fetch_finish::<L, WIDTH>(block, pass, r, column);
+        if is_stream {
+            accumulate(sums, x, w, block.width, 0..first, |p| {
+                stream(p);
+                finish(p);
+            });
+        } else {
+            accumulate(sums, x, w, block.width, 0..first, |p| {
+                near(p);
+                finish(p);
+            });
+        }
+        let shares = pass.shares();
+        let left = steps.count - first;
+        // Mostly nothing else is fetched, and that is worth doing without divisions.
+        let all: usize =
+            if shares == 1 { 0 } else { (0..shares).map(|share| pass.share(block, share).floats).sum() };
+        let (mut begin, mut floats) = (first, 0);
+        for share in 0..shares {
+            let fetch = pass.share(block, share);
+            floats += fetch.floats;
+            let is_last = share + 1 == shares;
+            let end = if is_last { steps.count } else { first + left * floats / all.max(1) };
+            let stride =
+                if shares == 1 { pass.far_stride } else { fetch.floats.div_ceil((end - begin).max(1)) };
+            let from = fetch.from.wrapping_sub(begin * stride);
             let later = |p: usize| {
-                let at = fetch.from.wrapping_add(p * stride);
+                let at = from.wrapping_add(p * stride);
                 L::prefetch_far(at);
                 L::prefetch_far(at.wrapping_add(stride / 2));
             };
+            let steps = begin..end;
             match (is_stream, stride) {
-                (true, 0) => accumulate(sums, x, here, block.width, count, stream),
-                (true, _) => accumulate(sums, x, here, block.width, count, |p| {
+                (true, 0) => accumulate(sums, x, w, block.width, steps, stream),
+                (true, _) => accumulate(sums, x, w, block.width, steps, |p| {
                     stream(p);
                     later(p);
                 }),
-                (false, _) => accumulate(sums, x, here, block.width, count, |p| {
+                (false, _) => accumulate(sums, x, w, block.width, steps, |p| {
                     near(p);
                     later(p);
                 }),
             }
-            if share == 0 {
-                // Where the sums go, and what is added to them: stores to lines that are far away would hold up the next
-                // tile.
-                let y = block.y.wrapping_add(row * block.y_stride + column);
-                let residual = block.residual_at(row, column);
-                for r in 0..ROWS {
-                    for v in 0..WIDTH {
-                        let at = r * block.y_stride + v * LANE;
-                        L::prefetch_write(y.wrapping_add(at));
-                        if !block.residual.is_null() {
-                            L::prefetch(residual.wrapping_add(at));
-                        }
-                    }
-                }
+            begin = end;
+        }
+    }
+}
+
+/// Fetches what follows the sums of W into the first-level cache, for one row: its lines of y, which stores would otherwise
+/// wait for and hold up the next tile's, and of the residual; and as many steps of B.
+#[inline(always)]
+fn fetch_finish<L: Lanes, const WIDTH: usize>(block: &Block<'_>, pass: &Pass<'_>, row: usize, column: usize) {
+    let at = (pass.row + row) * block.y_stride + column;
+    let residual = block.residual_at(pass.row + row, column);
+    let b = pass.finish.map(|finish| finish.panel(block).wrapping_add(row * block.width + column));
+    for v in 0..WIDTH {
+        // SAFETY: a prefetch may be of any address.
+        unsafe {
+            L::prefetch_write(block.y.wrapping_add(at + v * LANE));
+            L::prefetch(residual.wrapping_add(v * LANE));
+            if let Some(b) = b {
+                L::prefetch(b.wrapping_add(v * LANE));
             }
         }
-        begin = end;
     }
 }
 
@@ -418,8 +441,8 @@ unsafe fn finished<L: Lanes, const ROWS: usize, const WIDTH: usize>(
             let skipped = block.first_row + row - finish.first;
             let h = finish.h.add(skipped * finish.rank);
             let h = Factor { at: h, row_stride: finish.rank, step_stride: 1 };
-            let before = block.first_column * finish.b_rows + (finish.b_rows - finish.rank) * block.width;
-            accumulate(sums, h, finish.b.add(before + column), block.width, finish.rank, |_| {});
+            let b = finish.panel(block).add(column);
+            accumulate(sums, h, b, block.width, 0..finish.rank, |_| {});
         }
         if !finish.gain.is_null() {
             let gain = finish.gain.add(block.first_column * finish.gain_stride + column);
@@ -461,11 +484,11 @@ fn lane_counts<const WIDTH: usize>(columns: usize) -> [usize; WIDTH] {
     counts
 }
 
-/// `sums[r][v] += x[r, p] * w[p, v]` for each p in turn; steps of w are `w_stride` apart. `fetch` is called with each p, to
+/// `sums[r][v] += x[r, p] * w[p, v]` for each step p in turn; steps of w are `w_stride` apart. `fetch` is called with each p, to
 /// fetch what is read later.
 ///
 /// # Safety
-/// The CPU has the instructions of `L`; `x` has `ROWS` rows, `w` `WIDTH` lanes, and both so many steps.
+/// The CPU has the instructions of `L`; `x` has `ROWS` rows, `w` `WIDTH` lanes, and both these steps.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // plain ranges unroll into registers
 pub(super) unsafe fn accumulate<L: Lanes, const ROWS: usize, const WIDTH: usize>(
@@ -473,13 +496,13 @@ pub(super) unsafe fn accumulate<L: Lanes, const ROWS: usize, const WIDTH: usize>
     x: Factor,
     w: *const f32,
     w_stride: usize,
-    steps: usize,
+    steps: Range<usize>,
     fetch: impl Fn(usize),
 ) {
     // SAFETY: the caller's rows, lanes and steps.
     unsafe {
         let mut lanes = [L::splat(0.0); WIDTH];
-        for p in 0..steps {
+        for p in steps {
             let w = w.add(p * w_stride);
             for v in 0..WIDTH {
                 lanes[v] = L::load(w.add(v * LANE));
