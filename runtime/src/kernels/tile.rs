@@ -23,6 +23,9 @@ pub(crate) const TILE_ROWS: usize = 8;
 pub(crate) const K_BLOCK: usize = 1024;
 /// How many steps of k ahead of its use a line of a panel that is in the second-level cache is fetched into the first.
 const NEAR_STEPS: usize = 16;
+/// In how many last steps of a tile what it ends with is fetched, a row in each: rows beyond the tile's are the next one's.
+/// Before, what the steps themselves read would push it out of the first-level cache again.
+const TAIL: usize = 24;
 /// Tiles with so many rows at most wait for the panel and not for arithmetic. They fetch one line of each step and leave the
 /// others to the CPU's prefetchers, as a plain read does.
 const STREAM_ROWS: usize = 4;
@@ -218,7 +221,7 @@ unsafe fn all_rows<L: Lanes>(block: &Block<'_>, steps: Steps, (index, blocks): (
     // The first tiles are a row higher, if they cannot all be alike.
     let (low, higher) = (block.rows / tiles.max(1), block.rows % tiles.max(1));
     let far = next_block(block, steps, tiles);
-    let far_stride = far.floats.div_ceil(steps.count.saturating_sub(rows(L::ACCUMULATORS)).max(1));
+    let far_stride = far.floats.div_ceil(steps.count.saturating_sub(TAIL).max(1));
     let mut end = 0;
     for tile in 0..tiles {
         let row = end;
@@ -337,8 +340,7 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     let w = block.w.wrapping_add(steps.first * block.width + column);
     let x = block.x.wrapping_add(row * block.k + steps.first);
     let x = Factor { at: x, row_stride: block.k, step_stride: 1 };
-    // What the tile meets at its end is fetched in the first steps, a row in each.
-    let first = steps.count.min(ROWS);
+    let left = steps.count.saturating_sub(TAIL);
     // SAFETY: the caller's tile has so many steps of x and W; a prefetch may be of any address.
     unsafe {
         let near = |p: usize| {
@@ -354,29 +356,16 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
                 L::prefetch_far(w.wrapping_add(p * block.width + ahead + v * LANE));
             }
         };
-        let finish = |r: usize| fetch_finish::<L, WIDTH>(block, pass, r, column);
-        if is_stream {
-            accumulate(sums, x, w, block.width, 0..first, |p| {
-                stream(p);
-                finish(p);
-            });
-        } else {
-            accumulate(sums, x, w, block.width, 0..first, |p| {
-                near(p);
-                finish(p);
-            });
-        }
         let shares = pass.shares();
-        let left = steps.count - first;
         // Mostly nothing else is fetched, and that is worth doing without divisions.
         let all: usize =
             if shares == 1 { 0 } else { (0..shares).map(|share| pass.share(block, share).floats).sum() };
-        let (mut begin, mut floats) = (first, 0);
+        let (mut begin, mut floats) = (0, 0);
         for share in 0..shares {
             let fetch = pass.share(block, share);
             floats += fetch.floats;
             let is_last = share + 1 == shares;
-            let end = if is_last { steps.count } else { first + left * floats / all.max(1) };
+            let end = if is_last { left } else { left * floats / all.max(1) };
             let stride =
                 if shares == 1 { pass.far_stride } else { fetch.floats.div_ceil((end - begin).max(1)) };
             let from = fetch.from.wrapping_sub(begin * stride);
@@ -398,6 +387,18 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
                 }),
             }
             begin = end;
+        }
+        let finish = |p: usize| fetch_finish::<L, WIDTH>(block, pass, p - left, column);
+        if is_stream {
+            accumulate(sums, x, w, block.width, left..steps.count, |p| {
+                stream(p);
+                finish(p);
+            });
+        } else {
+            accumulate(sums, x, w, block.width, left..steps.count, |p| {
+                near(p);
+                finish(p);
+            });
         }
     }
 }
