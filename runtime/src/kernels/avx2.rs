@@ -5,10 +5,10 @@ use core::arch::x86_64::{
     _mm_movehdup_ps, _mm_movehl_ps, _mm_prefetch, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps,
     _mm256_blendv_ps, _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cmpgt_epi32,
     _mm256_cvtpd_ps, _mm256_cvtps_pd, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_pd, _mm256_fmadd_ps,
-    _mm256_fmsub_ps, _mm256_loadu_pd, _mm256_loadu_ps, _mm256_maskload_ps, _mm256_maskstore_ps,
-    _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_permute2f128_ps, _mm256_set_m128, _mm256_set1_epi32,
-    _mm256_set1_pd, _mm256_set1_ps, _mm256_setr_epi32, _mm256_sllv_epi32, _mm256_storeu_pd, _mm256_storeu_ps,
-    _mm256_sub_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps, _mm256_xor_ps,
+    _mm256_loadu_pd, _mm256_loadu_ps, _mm256_maskload_ps, _mm256_maskstore_ps, _mm256_max_ps, _mm256_min_ps,
+    _mm256_mul_ps, _mm256_permute2f128_ps, _mm256_set_m128, _mm256_set1_epi32, _mm256_set1_pd,
+    _mm256_set1_ps, _mm256_setr_epi32, _mm256_sllv_epi32, _mm256_storeu_pd, _mm256_storeu_ps, _mm256_sub_ps,
+    _mm256_unpackhi_ps, _mm256_unpacklo_ps, _mm256_xor_ps,
 };
 
 use super::{
@@ -187,13 +187,9 @@ impl Lanes for Ymm {
     }
 
     #[inline(always)]
-    unsafe fn square(self) -> [Ymm; 2] {
+    unsafe fn square_add(self, to: Ymm) -> Ymm {
         // SAFETY: as above.
-        unsafe {
-            let square = self.mul(self);
-            let rest = _mm256_fmsub_ps(self.0, self.0, square.0);
-            [square, Ymm(rest, _mm256_fmsub_ps(self.1, self.1, square.1))]
-        }
+        unsafe { self.mul_add(self, to) }
     }
 
     #[inline(always)]
@@ -210,6 +206,15 @@ impl Lanes for Ymm {
             _mm256_castsi256_ps(_mm256_sllv_epi32(_mm256_castps_si256(half), places))
         };
         Ymm(shift(self.0), shift(self.1))
+    }
+
+    #[inline(always)]
+    unsafe fn add_bits(self, other: Ymm) -> Ymm {
+        // SAFETY: as above.
+        let add = |half, other| unsafe {
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(half), _mm256_castps_si256(other)))
+        };
+        Ymm(add(self.0, other.0), add(self.1, other.1))
     }
 
     #[inline(always)]

@@ -6,11 +6,11 @@ use core::arch::x86_64::{
     _mm256_extractf128_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castpd_ps,
     _mm512_castpd256_pd512, _mm512_castps_pd, _mm512_castps_si512, _mm512_castps512_ps256,
     _mm512_castsi512_ps, _mm512_cmplt_epi32_mask, _mm512_cvtpd_ps, _mm512_cvtps_pd, _mm512_div_ps,
-    _mm512_extractf64x4_pd, _mm512_fmadd_pd, _mm512_fmadd_ps, _mm512_fmsub_ps, _mm512_insertf64x4,
-    _mm512_loadu_pd, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
-    _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_permutex2var_ps, _mm512_set1_epi32, _mm512_set1_pd,
-    _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_shuffle_f32x4, _mm512_sllv_epi32,
-    _mm512_storeu_pd, _mm512_storeu_ps, _mm512_sub_ps, _mm512_xor_si512,
+    _mm512_extractf64x4_pd, _mm512_fmadd_pd, _mm512_fmadd_ps, _mm512_insertf64x4, _mm512_loadu_pd,
+    _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_max_ps,
+    _mm512_min_ps, _mm512_mul_ps, _mm512_permutex2var_ps, _mm512_set1_epi32, _mm512_set1_pd, _mm512_set1_ps,
+    _mm512_setr_epi32, _mm512_setzero_si512, _mm512_shuffle_f32x4, _mm512_sllv_epi32, _mm512_storeu_pd,
+    _mm512_storeu_ps, _mm512_sub_ps, _mm512_xor_si512,
 };
 
 use super::{
@@ -174,12 +174,9 @@ impl Lanes for Zmm {
     }
 
     #[inline(always)]
-    unsafe fn square(self) -> [Zmm; 2] {
+    unsafe fn square_add(self, to: Zmm) -> Zmm {
         // SAFETY: as above.
-        unsafe {
-            let square = _mm512_mul_ps(self.0, self.0);
-            [Zmm(square), Zmm(_mm512_fmsub_ps(self.0, self.0, square))]
-        }
+        unsafe { self.mul_add(self, to) }
     }
 
     #[inline(always)]
@@ -194,6 +191,15 @@ impl Lanes for Zmm {
         unsafe {
             let places = _mm512_set1_epi32(places.cast_signed());
             Zmm(_mm512_castsi512_ps(_mm512_sllv_epi32(_mm512_castps_si512(self.0), places)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_bits(self, other: Zmm) -> Zmm {
+        // SAFETY: as above.
+        unsafe {
+            let sum = _mm512_add_epi32(_mm512_castps_si512(self.0), _mm512_castps_si512(other.0));
+            Zmm(_mm512_castsi512_ps(sum))
         }
     }
 

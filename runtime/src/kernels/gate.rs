@@ -3,7 +3,7 @@
 //! end, and large arguments are known to more than 32 bits, so that the tails are as exact as the rest.
 
 use super::Lanes;
-use super::exp::{polynomial, scaled, scaled_sum, scaled_wide, two_to};
+use super::exp::{BELL_STEP, bell, polynomial, scaled, scaled_wide, two_to};
 use super::unary::Elementwise;
 
 /// Below this, tanh is a polynomial.
@@ -13,25 +13,35 @@ const NEAR: f32 = 0.75;
 const TANH: [f32; 6] =
     [1.736_937_4e-3, -7.657_258e-3, 2.145_203_6e-2, -5.389_272_4e-2, 1.333_269_5e-1, -3.333_331_6e-1];
 
-/// p of `u = p a / (1 + p a)`, where [`MILLS`] comes nearest.
-const MILLS_SCALE: f32 = 17.0 / 64.0;
-/// `exp(a²/2) Φ(-a) / (1 - u)` in `u - 1/2`, for a up to 15: the polynomial of degree 8 whose relative error is least, 4e-8,
-/// found by Remez' exchange. Φ(-a) over its exponential falls off like `1 / a`, as 1 - u does.
-const MILLS: [f32; 9] = [
-    3.045_948_8e-2,
-    1.948_627e-2,
-    -7.122_850_4e-2,
-    6.621_206e-3,
-    1.647_850_3e-1,
-    -3.263_977e-1,
-    3.772_311_5e-1,
-    -3.131_313_3e-1,
-    1.993_808_9e-1,
+/// c of `u = b / (c + b)` with `b = a / BELL_STEP`, where [`TAIL`] comes nearest.
+const TAIL_SCALE: f32 = 3.0;
+/// `a Φ(-a) / (u bell(a))` in `u - 1/2`, for a up to 14.5: the polynomial of degree 8 whose relative error is least, 4.6e-8, found
+/// by linear programs, each coefficient rounded before those of higher powers were. Φ(-a) over [`bell`] falls off like
+/// `1 / a`, so that a times it is all but constant for large a, as u is.
+const TAIL: [f32; 9] = [
+    1.079_809_8e-1,
+    3.248_256_7e-1,
+    -1.208_234_5e-1,
+    -4.691_769_2e-1,
+    1.218_524_6,
+    -1.665_250_5,
+    1.629_245,
+    -1.238_135_1,
+    7.580_864_4e-1,
 ];
+/// [`TAIL`], negated, and scaled so as to undo [`NORMAL`].
+const NEGATIVE_TAIL: [f32; 9] = {
+    let (mut scaled, mut power) = (TAIL, 0);
+    while power < TAIL.len() {
+        scaled[power] *= -two_to(-NORMAL);
+        power += 1;
+    }
+    scaled
+};
 
 /// The power of two by which the exponentials of logistic functions are scaled: of up to 110 they are normal numbers.
 const LOGISTIC: i32 = -40;
-/// The same for the exponentials of [`Gelu`], of down to -112.5.
+/// The same for [`bell`] in [`Gelu`], of arguments up to 14.5: down to 2⁻¹⁵².
 const NORMAL: i32 = 64;
 
 /// `√(8/π)`, and times 0.044715: twice what `gelu_tanh` takes the tanh of is `x (√(8/π) + 0.044715 √(8/π) x²)`.
@@ -124,16 +134,14 @@ impl Elementwise for Gelu {
     unsafe fn of<L: Lanes>(x: L) -> L {
         // SAFETY: the caller's instructions.
         unsafe {
-            // Beyond 15 the tail is 0.
-            let a = magnitude(x, 15.0);
-            let (p, lower) = (MILLS_SCALE, two_to(-NORMAL));
-            // 1 - u, which takes the sign and the scale of the tail, and u, which is exact near 0, where the ratio changes
-            // most.
-            let t = L::splat(-lower).div(a.mul_add(L::splat(p), L::splat(1.0)));
-            let centred = a.mul(L::splat(-p / lower)).mul_add(t, L::splat(-0.5));
-            let ratio = polynomial(centred, &MILLS).mul(t);
-            let e = scaled_sum(a.square().map(|part| part.mul(L::splat(-0.5))), NORMAL);
-            gate(x, a.mul(e).mul(ratio))
+            // Beyond 14.5 the tail is 0.
+            let a = magnitude(x, 14.5);
+            let negative_b = a.mul(L::splat(-1.0 / BELL_STEP));
+            let u = negative_b.div(negative_b.sub(L::splat(TAIL_SCALE)));
+            let ratio = polynomial(u.sub(L::splat(0.5)), &NEGATIVE_TAIL);
+            // x or 0; minus infinity less itself is no number.
+            let linear = x.sub(x.min(L::splat(0.0)));
+            bell(a, negative_b, NORMAL).mul(u).mul_add(ratio, linear)
         }
     }
 }

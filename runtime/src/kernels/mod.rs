@@ -69,11 +69,13 @@ pub(crate) trait Lanes: Copy {
     /// The larger of each two floats; `other`'s where one is not a number.
     unsafe fn max(self, other: Self) -> Self;
     unsafe fn sub(self, what: Self) -> Self;
-    /// The square, and what it lacks for being rounded.
-    unsafe fn square(self) -> [Self; 2];
+    /// `self² + to`, of the exact square.
+    unsafe fn square_add(self, to: Self) -> Self;
     unsafe fn div(self, by: Self) -> Self;
     /// Each float's bits so many places further left: by 23, and its low bits become an exponent.
     unsafe fn shift_left(self, places: u32) -> Self;
+    /// The sum of each two floats' bits as whole numbers: of a float and an exponent, the float times a power of two.
+    unsafe fn add_bits(self, other: Self) -> Self;
     /// The same, negated where `by` has the sign of negative numbers.
     unsafe fn flip_sign(self, by: Self) -> Self;
     /// Of each two floats the first where this one has the sign of negative numbers.

@@ -152,14 +152,11 @@ impl Lanes for Floats {
     }
 
     #[inline(always)]
-    unsafe fn square(self) -> [Floats; 2] {
-        let square = self.zip(self, |a, b| a * b);
-        let exact = self.0.map(|value| f64::from(value) * f64::from(value));
-        let mut rest = square;
-        for (rest, exact) in rest.0.iter_mut().zip(exact) {
-            *rest = (exact - f64::from(*rest)) as f32;
+    unsafe fn square_add(self, mut to: Floats) -> Floats {
+        for (to, value) in to.0.iter_mut().zip(self.0) {
+            *to = (f64::from(value) * f64::from(value) + f64::from(*to)) as f32;
         }
-        [square, rest]
+        to
     }
 
     #[inline(always)]
@@ -170,6 +167,11 @@ impl Lanes for Floats {
     #[inline(always)]
     unsafe fn shift_left(self, places: u32) -> Floats {
         Floats(self.0.map(|value| f32::from_bits(value.to_bits() << places)))
+    }
+
+    #[inline(always)]
+    unsafe fn add_bits(self, other: Floats) -> Floats {
+        self.zip(other, |a, b| f32::from_bits(a.to_bits().wrapping_add(b.to_bits())))
     }
 
     #[inline(always)]
