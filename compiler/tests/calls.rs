@@ -71,6 +71,18 @@ fn results_that_are_written_apart() {
     }
 }
 
+/// One call for rows that are read at one stride and written at another.
+#[test]
+fn rows_of_a_function_alone() {
+    over_extents(|_, [x, z], _| x.gelu().concat(&[z, x.silu()], 1));
+    for batch in [0, 1, 7, 130, 300] {
+        let g = GraphBuilder::new("alone");
+        let w = g.param("w", F32, dims![99, 20]);
+        g.output("y", g.input("x", F32, dims!["batch", 20]).dense(w, None).gelu());
+        agree(&g.finish().unwrap(), &[("batch", batch)], batch);
+    }
+}
+
 /// Read along columns.
 #[test]
 fn arguments_that_lie_apart() {

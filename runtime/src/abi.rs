@@ -355,18 +355,24 @@ impl Function {
     ];
 }
 
-/// A function of each of some floats side by side. What comes of one depends neither on the others nor on its place.
+/// A function of each of some floats, in rows side by side. What comes of one depends neither on the others nor on its place.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Unary {
     /// Which.
     pub function: Function,
-    /// How many.
+    /// How many rows.
+    pub rows: u64,
+    /// How many in each.
     pub count: u64,
-    /// `[count]`.
+    /// `[rows, count]`, rows `x_stride` floats apart.
     pub x: *const f32,
-    /// `[count]`, either x itself or apart from it.
+    /// See `x`.
+    pub x_stride: i64,
+    /// `[rows, count]`, either x itself or apart from it; rows `y_stride` floats apart.
     pub y: *mut f32,
+    /// See `y`.
+    pub y_stride: i64,
 }
 
 #[cfg(test)]
@@ -481,12 +487,15 @@ mod tests {
         assert_eq!(
             [
                 offset_of!(Unary, function),
+                offset_of!(Unary, rows),
                 offset_of!(Unary, count),
                 offset_of!(Unary, x),
+                offset_of!(Unary, x_stride),
                 offset_of!(Unary, y),
+                offset_of!(Unary, y_stride),
                 size_of::<Unary>(),
             ],
-            [0, 8, 16, 24, 32]
+            [0, 8, 16, 24, 32, 40, 48, 56]
         );
         assert_eq!(Function::ALL.map(|function| function as u64), [0, 1, 2, 3, 4, 5, 6, 7]);
     }

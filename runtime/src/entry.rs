@@ -209,7 +209,7 @@ pub unsafe extern "C" fn engraft_attention(frame: *const Frame, attention: *cons
 /// Computes a function of some floats, on the thread that asks for it: it may be in the midst of an epilogue.
 ///
 /// # Safety
-/// `frame` is the frame of the running stage; the pointers of `unary` are valid for the count it gives, and nobody else
+/// `frame` is the frame of the running stage; the pointers of `unary` are valid for the rows it gives, and nobody else
 /// touches what is written meanwhile.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_unary(frame: *const Frame, unary: *const Unary) {

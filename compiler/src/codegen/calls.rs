@@ -292,7 +292,19 @@ impl Emit<'_, '_> {
     }
 
     /// Computes a function of `count` floats at x into y, which may be x itself.
-    pub(super) fn call_unary(&mut self, function: Function, count: Value, [x, y]: [Value; 2]) {
+    pub(super) fn call_unary(&mut self, function: Function, count: Value, places: [Value; 2]) {
+        let (one_row, no_stride) = (self.int(1), self.int(0));
+        self.call_unary_rows(function, [one_row, count], places, [no_stride; 2]);
+    }
+
+    /// The same for rows of so many floats, which are as many floats apart.
+    pub(super) fn call_unary_rows(
+        &mut self,
+        function: Function,
+        [rows, count]: [Value; 2],
+        [x, y]: [Value; 2],
+        [x_stride, y_stride]: [Value; 2],
+    ) {
         let Some((entry, frame)) = self.unary else {
             unreachable!("a function that calls the runtime's is linked to them before it is emitted")
         };
@@ -300,9 +312,12 @@ impl Emit<'_, '_> {
         let function = self.int(function as i64);
         let fields = [
             (function, offset_of!(abi::Unary, function)),
+            (rows, offset_of!(abi::Unary, rows)),
             (count, offset_of!(abi::Unary, count)),
             (x, offset_of!(abi::Unary, x)),
+            (x_stride, offset_of!(abi::Unary, x_stride)),
             (y, offset_of!(abi::Unary, y)),
+            (y_stride, offset_of!(abi::Unary, y_stride)),
         ];
         for (value, offset) in fields {
             self.set(&fill, offset, value);

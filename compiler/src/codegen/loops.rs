@@ -3,15 +3,16 @@
 //!
 //! Functions of the runtime's are called for many elements at once: the innermost axis is run along in chunks, of which
 //! each part of the body that gives a function's argument writes one, the function is called on it, and what follows
-//! reads it.
+//! reads it. A body that is nothing but a function of what lies side by side is one call for all rows.
 
 use super::emit::{Emit, LANES, Width, memory};
-use super::staged::Staged;
+use super::staged::{Call, Staged};
 use crate::plan::kernel::{Access, Expr, Loop};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{F32, I32, I64};
 use cranelift_codegen::ir::{InstBuilder, Type, Value};
 use engraft_ir::{DType, Dim};
+use engraft_runtime::abi::Function;
 
 /// The vectors of a step where each takes a few instructions, so that the loop's own do not show.
 const UNROLLED: i64 = 4;
@@ -85,6 +86,17 @@ impl Loop {
     pub(super) fn dims(&self) -> impl Iterator<Item = &Dim> {
         let accesses = self.reads.iter().chain(std::iter::once(&self.write));
         self.space.iter().chain(accesses.flat_map(|a| a.strides.iter().chain(std::iter::once(&a.offset))))
+    }
+}
+
+impl Nest<'_> {
+    /// The function that the body is, of a read whose elements lie side by side as the results do: one call for all rows.
+    fn as_call(&self) -> Option<(Function, usize)> {
+        let [Call { function, argument }] = self.staged.calls.as_slice() else { return None };
+        let read = Body { dtype: self.dtype, values: argument, walks: self.walks }.as_load()?;
+        let (write, result) = (self.walks.len() - 1, Expr::Load(self.walks.len() - 1));
+        let is_whole = self.walks[write].inner == Inner::Contiguous && self.staged.rest == [result];
+        is_whole.then_some((*function, read))
     }
 }
 
@@ -176,6 +188,16 @@ impl Emit<'_, '_> {
 
     /// The loops over the axes whose extents these are, the innermost of all among them.
     fn nest(&mut self, nest: Nest<'_>, counts: &[Value], pointers: &[Value]) {
+        if let (&[rows, count], Some((function, read))) = (counts, nest.as_call()) {
+            let accesses = [read, nest.walks.len() - 1];
+            let strides = accesses.map(|access| {
+                let steps = &nest.walks[access].steps;
+                self.b.ins().sshr_imm_s(steps[steps.len() - 2], 2)
+            });
+            let places = accesses.map(|access| pointers[access]);
+            self.call_unary_rows(function, [rows, count], places, strides);
+            return;
+        }
         let &[count, ref inner @ ..] = counts else { return };
         if inner.is_empty() {
             self.innermost(nest, count, pointers);

@@ -61,10 +61,16 @@ unsafe fn attention(block: &AttentionBlock) {
     unsafe { attention::attention::<Ymm>(block) }
 }
 
-#[target_feature(enable = "avx2,fma")]
+/// Row by row, as there are too few registers to keep a function's constants in over all rows.
 unsafe fn unary(call: &Unary) {
+    // SAFETY: the rows' floats and the instructions are the caller's promise.
+    unary::rows(call).for_each(|row| unsafe { unary_row(&row) });
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn unary_row(call: &Unary) {
     // SAFETY: the floats are the caller's promise, the instructions this function's.
-    unsafe { unary::unary::<Ymm>(call) }
+    unsafe { unary::unary::<Ymm>(&Unary { rows: 1, ..*call }) }
 }
 
 #[target_feature(enable = "avx2,fma")]

@@ -1,4 +1,4 @@
-//! A function of each of many floats, written over them or elsewhere. What comes out depends on the float alone and not on
+//! A function of each of many floats, in rows, written over them or elsewhere. What comes out depends on the float alone and not on
 //! where it stands.
 
 use super::Lanes;
@@ -18,7 +18,7 @@ pub(super) trait Elementwise {
 /// Computes a function.
 ///
 /// # Safety
-/// The CPU has the instructions of `L`; `count` floats can be read from x and written to y, which are the same or apart.
+/// The CPU has the instructions of `L`; the rows' floats can be read from x and written to y, which are the same or apart.
 #[inline(always)]
 pub(super) unsafe fn unary<L: Lanes>(unary: &Unary) {
     // SAFETY: the caller's floats and instructions.
@@ -36,17 +36,32 @@ pub(super) unsafe fn unary<L: Lanes>(unary: &Unary) {
     }
 }
 
+/// Each row as a call of its own.
+pub(super) fn rows(unary: &Unary) -> impl Iterator<Item = Unary> {
+    (0..unary.rows as i64).map(|row| Unary {
+        rows: 1,
+        x: unary.x.wrapping_offset((row * unary.x_stride) as isize),
+        y: unary.y.wrapping_offset((row * unary.y_stride) as isize),
+        ..*unary
+    })
+}
+
 #[inline(always)]
-unsafe fn map<L: Lanes, F: Elementwise>(&Unary { count, x, y, .. }: &Unary) {
-    let (count, mut done) = (count as usize, 0);
-    // SAFETY: each lane lies below `count`.
-    unsafe {
-        while done + LANE <= count {
-            F::of(L::load(x.add(done))).store(y.add(done));
-            done += LANE;
-        }
-        if done < count {
-            F::of(L::load_first(x.add(done), count - done)).store_first(y.add(done), count - done);
+unsafe fn map<L: Lanes, F: Elementwise>(unary: &Unary) {
+    let count = unary.count as usize;
+    for row in 0..unary.rows as isize {
+        let mut done = 0;
+        // SAFETY: these are the rows, and each lane lies below `count`.
+        unsafe {
+            let x = unary.x.offset(row * unary.x_stride as isize);
+            let y = unary.y.offset(row * unary.y_stride as isize);
+            while done + LANE <= count {
+                F::of(L::load(x.add(done))).store(y.add(done));
+                done += LANE;
+            }
+            if done < count {
+                F::of(L::load_first(x.add(done), count - done)).store_first(y.add(done), count - done);
+            }
         }
     }
 }
@@ -64,13 +79,16 @@ mod tests {
         edges.chain((0..=u32::MAX).step_by(70_001)).map(f32::from_bits).collect()
     }
 
+    fn one_row(function: Function, count: usize, x: *const f32, y: *mut f32) -> Unary {
+        Unary { function, rows: 1, count: count as u64, x, x_stride: 0, y, y_stride: 0 }
+    }
+
     /// The bits of a function of each, or none for what is no number.
     fn of(set: KernelSet, function: Function, x: &[f32]) -> Option<Vec<Option<u32>>> {
         let kernels = set.kernels()?;
         let mut y = x.to_vec();
-        let call = Unary { function, count: x.len() as u64, x: x.as_ptr(), y: y.as_mut_ptr() };
-        // SAFETY: the CPU can run this set, and both have `count` floats.
-        unsafe { (kernels.unary)(&call) };
+        // SAFETY: the CPU can run this set, and both have as many floats.
+        unsafe { (kernels.unary)(&one_row(function, x.len(), x.as_ptr(), y.as_mut_ptr())) };
         Some(y.into_iter().map(|y| (!y.is_nan()).then_some(y.to_bits())).collect())
     }
 
@@ -107,11 +125,45 @@ mod tests {
                 let mut floats = x.clone();
                 let at = floats.as_mut_ptr();
                 // SAFETY: the CPU can run this set, and there are `count` floats.
-                unsafe { (kernels.unary)(&Unary { function, count: count as u64, x: at, y: at }) };
+                unsafe { (kernels.unary)(&one_row(function, count, at, at)) };
                 let (ours, rest) = floats.split_at(count);
                 let ours: Vec<_> = ours.iter().map(|y| Some(y.to_bits())).collect();
                 assert_eq!(ours, expected[..count], "{set} {function:?}");
                 assert_eq!(rest, &x[count..], "{set} {function:?}");
+            }
+        }
+    }
+
+    /// Rows that are read and written at strides of their own, and what lies between them stays.
+    #[test]
+    fn rows_lie_apart() {
+        const ROWS: usize = 4;
+        let x: Vec<_> = (0..ROWS * 50).map(|i| i as f32 / 16.0 - 5.5).collect();
+        for (set, count) in
+            KernelSet::ALL.into_iter().flat_map(|set| [0, 1, 16, 41].map(|count| (set, count)))
+        {
+            let (Some(kernels), Some(expected)) = (set.kernels(), of(set, Function::Gelu, &x)) else {
+                continue;
+            };
+            let mut y = vec![9.0_f32; ROWS * 60];
+            let (rows, x_stride, y_stride) = (ROWS as u64, 50, 60);
+            let (from, to) = (x.as_ptr(), y.as_mut_ptr());
+            let call = Unary {
+                function: Function::Gelu,
+                rows,
+                count: count as u64,
+                x: from,
+                x_stride,
+                y: to,
+                y_stride,
+            };
+            // SAFETY: the CPU can run this set, and the rows lie in both.
+            unsafe { (kernels.unary)(&call) };
+            for (y, expected) in y.chunks(60).zip(expected.chunks(50)) {
+                let (ours, rest) = y.split_at(count);
+                let ours: Vec<_> = ours.iter().map(|y| Some(y.to_bits())).collect();
+                assert_eq!(ours, expected[..count], "{set}");
+                assert!(rest.iter().all(|&y| y == 9.0), "{set}");
             }
         }
     }
