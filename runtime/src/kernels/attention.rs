@@ -15,7 +15,7 @@ mod seen;
 mod values;
 
 use super::Lanes;
-use super::exp::power_of_negative as power;
+use super::exp::powers_of_negative as powers;
 use crate::panels::LANE;
 use ahead::Ahead;
 use scores::{scores, transpose};
@@ -109,7 +109,7 @@ pub(super) unsafe fn attention<L: Lanes>(block: &AttentionBlock) {
             if !keys.narrow(block, &vectors) {
                 continue;
             }
-            scores::<L>(block, &vectors, &keys, &ahead, places);
+            scores::<L>(block, &mut vectors, &keys, &ahead, places);
             for lane in 0..block.count.div_ceil(LANE) {
                 weights::<L>(&mut vectors, &keys, places.scores.add(lane * LANE), lane * LANE);
             }
@@ -120,45 +120,47 @@ pub(super) unsafe fn attention<L: Lanes>(block: &AttentionBlock) {
     }
 }
 
-/// Makes one lane's scores weights, 2 to the power of `score - max`, and brings maxima and sums up to date; `first` is its
-/// first vector.
+/// Makes one lane's scores weights, 2 to the power of `score - max`, and brings sums up to date; `first` is its first vector.
 #[inline(always)]
 unsafe fn weights<L: Lanes>(vectors: &mut Vectors, keys: &Keys, scores: *mut f32, first: usize) {
-    let [from, to] = keys.seen;
+    let [mut key, end] = keys.seen;
     // SAFETY: the lane lies inside the scratch and the arrays.
     unsafe {
-        let old = L::load(vectors.max.as_ptr().add(first));
-        let mut max = old;
-        if keys.is_ragged() {
-            let (begin, end) = (L::load(keys.from.as_ptr().add(first)), L::load(keys.to.as_ptr().add(first)));
-            let infinity = L::splat(f32::INFINITY);
-            for key in from..to {
-                // Half a key from each end, so never 0: infinity where the vector sees the key, else minus infinity.
-                let at = key as f32 + 0.5;
-                let after = begin.add(L::splat(at)).mul(infinity);
-                let before = end.add(L::splat(-at)).mul(infinity);
-                let score = L::load(scores.add(key * VECTORS)).min(after).min(before);
-                score.store(scores.add(key * VECTORS));
-                max = score.max(max);
-            }
-        } else {
-            for key in from..to {
-                max = L::load(scores.add(key * VECTORS)).max(max);
-            }
-        }
         // Of a vector that has seen nothing yet, every difference is minus infinity still.
-        let base = L::splat(f32::MIN).max(max).mul(L::splat(-1.0));
-        let decay = power(old.add(base));
+        let max = L::splat(f32::MIN).max(L::load(vectors.max.as_ptr().add(first)));
+        let [decay] = powers([L::load(vectors.base.as_ptr().add(first)).sub(max)]);
         let mut sum = L::load(vectors.sum.as_ptr().add(first)).mul(decay);
-        for key in from..to {
-            let weight = power(L::load(scores.add(key * VECTORS)).add(base));
-            weight.store(scores.add(key * VECTORS));
-            sum = sum.add(weight);
+        while key < end {
+            let scores = scores.add(key * VECTORS);
+            key += match end - key {
+                4.. if L::ACCUMULATORS >= 24 => some_weights::<L, 4>(scores, max, &mut sum),
+                2.. => some_weights::<L, 2>(scores, max, &mut sum),
+                _ => some_weights::<L, 1>(scores, max, &mut sum),
+            };
         }
-        max.store(vectors.max.as_mut_ptr().add(first));
+        max.store(vectors.base.as_mut_ptr().add(first));
         decay.store(vectors.decay.as_mut_ptr().add(first));
         sum.store(vectors.sum.as_mut_ptr().add(first));
     }
+}
+
+/// The weights of `COUNT` keys; returns `COUNT`.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // plain ranges unroll into registers
+unsafe fn some_weights<L: Lanes, const COUNT: usize>(scores: *mut f32, max: L, sum: &mut L) -> usize {
+    // SAFETY: the caller's scores.
+    unsafe {
+        let mut lanes = [max; COUNT];
+        for j in 0..COUNT {
+            lanes[j] = L::load(scores.add(j * VECTORS)).sub(max);
+        }
+        let weights = powers(lanes);
+        for j in 0..COUNT {
+            weights[j].store(scores.add(j * VECTORS));
+            *sum = sum.add(weights[j]);
+        }
+    }
+    COUNT
 }
 
 /// Divides by the sums of the weights; 0 where nothing was seen.

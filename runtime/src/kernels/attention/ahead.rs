@@ -44,13 +44,18 @@ impl Ahead {
     /// # Safety
     /// The CPU has the instructions of `L`.
     #[inline(always)]
-    pub(super) unsafe fn fetch_keys<L: Lanes>(&self, keys: &Keys, places: Range<usize>) {
+    pub(super) unsafe fn fetch_keys<L: Lanes>(
+        &self,
+        block: &AttentionBlock,
+        keys: &Keys,
+        places: Range<usize>,
+    ) {
         for place in places {
             if self.keys.contains(&keys.number[place]) {
                 // SAFETY: the caller's instructions.
                 unsafe {
-                    fetch::<L>(keys.k[place].wrapping_add(self.next[1]), self.d);
-                    fetch::<L>(keys.v[place].wrapping_add(self.next[2]), self.e);
+                    fetch::<L>(keys.k(block, place).wrapping_add(self.next[1]), self.d);
+                    fetch::<L>(keys.v(block, place).wrapping_add(self.next[2]), self.e);
                 }
             }
         }

@@ -56,61 +56,102 @@ unsafe fn transposed<L: Lanes>(mut rows: [L; LANE]) -> [L; LANE] {
     rows
 }
 
-/// The scores of the keys that are seen.
+/// Some columns of q and k, and the block they are of.
+#[derive(Clone, Copy)]
+struct Piece<'a> {
+    block: &'a AttentionBlock,
+    keys: &'a Keys,
+    ahead: &'a Ahead,
+    places: Places,
+    column: usize,
+    columns: usize,
+    /// Whether its sums are scores that their vectors see.
+    is_final: bool,
+}
+
+/// The scores of the keys that are seen, minus infinity where a vector does not see one, and maxima brought up to date.
 #[inline(always)]
 pub(super) unsafe fn scores<L: Lanes>(
     block: &AttentionBlock,
-    vectors: &Vectors,
+    vectors: &mut Vectors,
     keys: &Keys,
     ahead: &Ahead,
     places: Places,
 ) {
-    // SAFETY: the caller's block and scratch.
-    unsafe {
-        // Heads without columns have scores, too: 0.
-        for piece in 0..block.d.div_ceil(PIECE).max(1) {
-            let column = piece * PIECE;
+    let is_ragged = keys.is_ragged();
+    // Heads without columns have scores, too: 0.
+    for piece in 0..block.d.div_ceil(PIECE).max(1) {
+        let column = piece * PIECE;
+        let is_final = column + PIECE >= block.d && !is_ragged;
+        let columns = (block.d - column).min(PIECE);
+        let piece = Piece { block, keys, ahead, places, column, columns, is_final };
+        // SAFETY: the caller's block and scratch.
+        unsafe {
             if block.d > PIECE {
                 transpose::<L>(block, vectors, column, places.q);
             }
-            let columns = [column, (block.d - column).min(PIECE)];
             let mut lane = 0;
             while lane * LANE < block.count {
-                let left = (block.count - lane * LANE).div_ceil(LANE);
-                lane += match left {
-                    3.. if L::ACCUMULATORS >= 24 => all_keys::<L, 3>(keys, ahead, places, lane, columns),
-                    2.. if L::ACCUMULATORS >= 16 => all_keys::<L, 2>(keys, ahead, places, lane, columns),
-                    _ => all_keys::<L, 1>(keys, ahead, places, lane, columns),
+                lane += match block.count.div_ceil(LANE) - lane {
+                    3.. if L::ACCUMULATORS >= 24 => all_keys::<L, 3>(&piece, vectors, lane),
+                    2.. if L::ACCUMULATORS >= 16 => all_keys::<L, 2>(&piece, vectors, lane),
+                    _ => all_keys::<L, 1>(&piece, vectors, lane),
                 };
             }
         }
+    }
+    if is_ragged {
+        for lane in 0..block.count.div_ceil(LANE) {
+            // SAFETY: the lane lies inside the scratch.
+            unsafe { hide::<L>(vectors, keys, places.scores.add(lane * LANE), lane * LANE) };
+        }
+    }
+}
+
+/// Of one lane, makes the scores that a vector does not see minus infinity, and finds the maxima; `first` is its first vector.
+#[inline(always)]
+unsafe fn hide<L: Lanes>(vectors: &mut Vectors, keys: &Keys, scores: *mut f32, first: usize) {
+    // SAFETY: the lane lies inside the scratch and the arrays.
+    unsafe {
+        let max = vectors.max.as_mut_ptr().add(first);
+        let mut largest = L::load(max);
+        let (begin, end) = (L::load(keys.from.as_ptr().add(first)), L::load(keys.to.as_ptr().add(first)));
+        let infinity = L::splat(f32::INFINITY);
+        for key in keys.seen[0]..keys.seen[1] {
+            // Half a key from each end, so never 0: infinity where the vector sees the key, else minus infinity.
+            let at = key as f32 + 0.5;
+            let after = begin.add(L::splat(at)).mul(infinity);
+            let before = end.add(L::splat(-at)).mul(infinity);
+            let score = L::load(scores.add(key * VECTORS)).min(after).min(before);
+            score.store(scores.add(key * VECTORS));
+            largest = score.max(largest);
+        }
+        largest.store(max);
     }
 }
 
 /// The scores of `WIDTH` lanes; returns `WIDTH`.
 #[inline(always)]
 unsafe fn all_keys<L: Lanes, const WIDTH: usize>(
-    keys: &Keys,
-    ahead: &Ahead,
-    places: Places,
+    piece: &Piece<'_>,
+    vectors: &mut Vectors,
     lane: usize,
-    columns: [usize; 2],
 ) -> usize {
-    let [mut key, end] = keys.seen;
+    let [mut key, end] = piece.keys.seen;
     let high = L::ACCUMULATORS / WIDTH;
     while key < end {
         // SAFETY: keys stay below the block's.
         let count = unsafe {
             match end - key {
-                8.. if high >= 8 => score::<L, 8, WIDTH>(keys, key, places, lane, columns),
-                4.. if high >= 4 => score::<L, 4, WIDTH>(keys, key, places, lane, columns),
-                2.. => score::<L, 2, WIDTH>(keys, key, places, lane, columns),
-                _ => score::<L, 1, WIDTH>(keys, key, places, lane, columns),
+                8.. if high >= 8 => score::<L, 8, WIDTH>(piece, vectors, key, lane),
+                4.. if high >= 4 => score::<L, 4, WIDTH>(piece, vectors, key, lane),
+                2.. => score::<L, 2, WIDTH>(piece, vectors, key, lane),
+                _ => score::<L, 1, WIDTH>(piece, vectors, key, lane),
             }
         };
-        if lane == 0 && columns[0] == 0 {
+        if lane == 0 && piece.column == 0 {
             // SAFETY: the caller's instructions.
-            unsafe { ahead.fetch_keys::<L>(keys, key..key + count) };
+            unsafe { piece.ahead.fetch_keys::<L>(piece.block, piece.keys, key..key + count) };
         }
         key += count;
     }
@@ -121,18 +162,18 @@ unsafe fn all_keys<L: Lanes, const WIDTH: usize>(
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // plain ranges unroll into registers
 unsafe fn score<L: Lanes, const COUNT: usize, const WIDTH: usize>(
-    keys: &Keys,
+    piece: &Piece<'_>,
+    vectors: &mut Vectors,
     key: usize,
-    places: Places,
     lane: usize,
-    [column, columns]: [usize; 2],
 ) -> usize {
+    let &Piece { block, keys, places, column, columns, .. } = piece;
     // SAFETY: the tile lies inside the scratch; the keys have the columns.
     unsafe {
         let (q, scores) = (places.q.add(lane * LANE), places.scores.add(key * VECTORS + lane * LANE));
         let mut k = [std::ptr::null(); COUNT];
         for j in 0..COUNT {
-            k[j] = keys.k[key + j].wrapping_add(column);
+            k[j] = keys.k(block, key + j).wrapping_add(column);
         }
         let mut sums = [[L::splat(0.0); WIDTH]; COUNT];
         if column > 0 {
@@ -157,6 +198,16 @@ unsafe fn score<L: Lanes, const COUNT: usize, const WIDTH: usize>(
         for j in 0..COUNT {
             for v in 0..WIDTH {
                 sums[j][v].store(scores.add(j * VECTORS + v * LANE));
+            }
+        }
+        if piece.is_final {
+            for v in 0..WIDTH {
+                let max = vectors.max.as_mut_ptr().add((lane + v) * LANE);
+                let mut largest = L::load(max);
+                for j in 0..COUNT {
+                    largest = sums[j][v].max(largest);
+                }
+                largest.store(max);
             }
         }
     }

@@ -10,8 +10,9 @@ pub(super) struct Vectors {
     /// The keys that any vector sees, but for the mask, and those that all see.
     seen: [usize; 2],
     common: [usize; 2],
-    /// The largest score yet, and the sum of the weights relative to it.
+    /// The largest score yet, the one that the last weights are relative to, and their sum.
     pub(super) max: [f32; VECTORS],
+    pub(super) base: [f32; VECTORS],
     pub(super) sum: [f32; VECTORS],
     /// What a block multiplies that came before it by.
     pub(super) decay: [f32; VECTORS],
@@ -21,8 +22,6 @@ pub(super) struct Vectors {
 pub(super) struct Keys {
     pub(super) count: usize,
     pub(super) number: [usize; KEYS],
-    pub(super) k: [*const f32; KEYS],
-    pub(super) v: [*const f32; KEYS],
     /// Which of them each vector sees: `from[t]..to[t]`, as floats; the former negated.
     pub(super) from: [f32; VECTORS],
     pub(super) to: [f32; VECTORS],
@@ -54,6 +53,7 @@ impl Vectors {
             seen: [first[0], last[1]],
             common: [last[0], first[1]],
             max: [f32::NEG_INFINITY; VECTORS],
+            base: [f32::NEG_INFINITY; VECTORS],
             sum: [0.0; VECTORS],
             decay: [1.0; VECTORS],
         };
@@ -92,8 +92,6 @@ impl Keys {
         Keys {
             count: 0,
             number: [0; KEYS],
-            k: [std::ptr::null(); KEYS],
-            v: [std::ptr::null(); KEYS],
             from: [0.0; VECTORS],
             to: [0.0; VECTORS],
             seen: [0; 2],
@@ -108,33 +106,42 @@ impl Keys {
     #[inline(always)]
     pub(super) unsafe fn find(&mut self, block: &AttentionBlock, next: &mut usize, end: usize) -> bool {
         match block.mask {
-            Mask::None => self.take(block, next, end, |_| true),
+            Mask::None => {
+                self.count = end.saturating_sub(*next).min(KEYS);
+                for place in 0..self.count {
+                    self.number[place] = *next + place;
+                }
+                *next += self.count;
+            }
             // SAFETY: keys stay below `end`.
-            Mask::I32(mask) => self.take(block, next, end, |key| unsafe { *mask.add(key) != 0 }),
+            Mask::I32(mask) => self.take(next, end, |key| unsafe { *mask.add(key) != 0 }),
             // SAFETY: keys stay below `end`.
-            Mask::I64(mask) => self.take(block, next, end, |key| unsafe { *mask.add(key) != 0 }),
+            Mask::I64(mask) => self.take(next, end, |key| unsafe { *mask.add(key) != 0 }),
         }
         self.count > 0
     }
 
     #[inline(always)]
-    fn take(
-        &mut self,
-        block: &AttentionBlock,
-        next: &mut usize,
-        end: usize,
-        is_there: impl Fn(usize) -> bool,
-    ) {
-        let mut k = block.k.wrapping_add(*next * block.k_row_stride);
-        let mut v = block.v.wrapping_add(*next * block.v_row_stride);
+    fn take(&mut self, next: &mut usize, end: usize, is_there: impl Fn(usize) -> bool) {
         let mut count = 0;
         while *next < end && count < KEYS {
-            (self.number[count], self.k[count], self.v[count]) = (*next, k, v);
+            self.number[count] = *next;
             count += usize::from(is_there(*next));
             *next += 1;
-            (k, v) = (k.wrapping_add(block.k_row_stride), v.wrapping_add(block.v_row_stride));
         }
         self.count = count;
+    }
+
+    /// Where a key's row of k is.
+    #[inline(always)]
+    pub(super) fn k(&self, block: &AttentionBlock, place: usize) -> *const f32 {
+        block.k.wrapping_add(self.number[place] * block.k_row_stride)
+    }
+
+    /// Where its row of v is.
+    #[inline(always)]
+    pub(super) fn v(&self, block: &AttentionBlock, place: usize) -> *const f32 {
+        block.v.wrapping_add(self.number[place] * block.v_row_stride)
     }
 
     /// Finds which of the keys each vector sees; whether any does.

@@ -18,7 +18,7 @@ pub(super) unsafe fn values<L: Lanes>(
 ) {
     // A weight of 0 times a value that is no finite number is none: vectors that don't see it then go without.
     // SAFETY: the keys have `e` values.
-    let apart = keys.is_ragged() && unsafe { !are_finite::<L>(keys, block.e) };
+    let apart = keys.is_ragged() && unsafe { !are_finite::<L>(block, keys) };
     let mut row = 0;
     while row < block.count {
         let mut tile = Values { keys: keys.seen, first: row, column: 0, is_first };
@@ -45,13 +45,14 @@ pub(super) unsafe fn values<L: Lanes>(
 
 /// Whether all values of the keys that are seen are finite.
 #[inline(always)]
-unsafe fn are_finite<L: Lanes>(keys: &Keys, e: usize) -> bool {
+unsafe fn are_finite<L: Lanes>(block: &AttentionBlock, keys: &Keys) -> bool {
     // SAFETY: the keys have `e` values.
     unsafe {
         let (zero, mut sum) = (L::splat(0.0), L::splat(0.0));
-        for v in &keys.v[keys.seen[0]..keys.seen[1]] {
-            for column in (0..e).step_by(LANE) {
-                sum = L::load_first(v.add(column), (e - column).min(LANE)).mul_add(zero, sum);
+        for place in keys.seen[0]..keys.seen[1] {
+            let v = keys.v(block, place);
+            for column in (0..block.e).step_by(LANE) {
+                sum = L::load_first(v.add(column), (block.e - column).min(LANE)).mul_add(zero, sum);
             }
         }
         sum.sum() == 0.0
@@ -81,10 +82,14 @@ unsafe fn all_columns<L: Lanes, const ROWS: usize>(
         // SAFETY: the columns are the block's.
         tile.column += unsafe {
             match left / LANE {
-                3.. if L::ACCUMULATORS >= 3 * ROWS => add::<L, ROWS, 3>(vectors, keys, weights, tile, LANE),
-                2.. if L::ACCUMULATORS >= 2 * ROWS => add::<L, ROWS, 2>(vectors, keys, weights, tile, LANE),
-                1.. => add::<L, ROWS, 1>(vectors, keys, weights, tile, LANE),
-                _ => add::<L, ROWS, 1>(vectors, keys, weights, tile, left),
+                3.. if L::ACCUMULATORS >= 3 * ROWS => {
+                    add::<L, ROWS, 3>(block, vectors, keys, weights, tile, LANE)
+                }
+                2.. if L::ACCUMULATORS >= 2 * ROWS => {
+                    add::<L, ROWS, 2>(block, vectors, keys, weights, tile, LANE)
+                }
+                1.. => add::<L, ROWS, 1>(block, vectors, keys, weights, tile, LANE),
+                _ => add::<L, ROWS, 1>(block, vectors, keys, weights, tile, left),
             }
         };
     }
@@ -95,6 +100,7 @@ unsafe fn all_columns<L: Lanes, const ROWS: usize>(
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // plain ranges unroll into registers
 unsafe fn add<L: Lanes, const ROWS: usize, const WIDTH: usize>(
+    block: &AttentionBlock,
     vectors: &Vectors,
     keys: &Keys,
     weights: *const f32,
@@ -115,9 +121,17 @@ unsafe fn add<L: Lanes, const ROWS: usize, const WIDTH: usize>(
                 }
             }
         }
+        if is_first {
+            // Stores to lines that are far away would hold up the next tile.
+            for r in 0..ROWS {
+                for v in 0..WIDTH {
+                    L::prefetch_write(vectors.y[first + r].add(column + v * LANE));
+                }
+            }
+        }
         let mut lanes = [L::splat(0.0); WIDTH];
         for key in from..to {
-            let values = keys.v[key].add(column);
+            let values = keys.v(block, key).add(column);
             for v in 0..WIDTH {
                 lanes[v] = L::load_first(values.add(v * LANE), widths[v]);
             }
