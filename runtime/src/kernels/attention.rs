@@ -21,7 +21,7 @@ use ahead::Ahead;
 use scores::{scores, transpose};
 use seen::{Keys, Vectors};
 use std::mem::MaybeUninit;
-use values::values;
+use values::{Order, values};
 
 /// Query vectors of a block: three lanes, of which eight keys are scored with 24 sums.
 pub(crate) const VECTORS: usize = 3 * LANE;
@@ -99,7 +99,7 @@ pub(super) unsafe fn attention<L: Lanes>(block: &AttentionBlock) {
     let mut keys = Keys::new();
     let ahead = Ahead::of(block);
     let (mut next, end) = vectors.range(block);
-    let mut is_first = true;
+    let mut order = Order { is_first: true, is_last: false };
     // SAFETY: the caller's block; scratch lives as long as this call.
     unsafe {
         if block.d <= PIECE {
@@ -113,10 +113,15 @@ pub(super) unsafe fn attention<L: Lanes>(block: &AttentionBlock) {
             for lane in 0..block.count.div_ceil(LANE) {
                 weights::<L>(&mut vectors, &keys, places.scores.add(lane * LANE), lane * LANE);
             }
-            values::<L>(block, &vectors, &keys, &ahead, places.scores, is_first);
-            is_first = false;
+            // Neighbours' windows overlap: a key that is there between the first that any sees and the end is seen, too.
+            order.is_last = Keys::are_last(block, next, end);
+            values::<L>(block, &vectors, &keys, &ahead, places.scores, order);
+            order.is_first = false;
         }
-        divide::<L>(block, &vectors);
+        if order.is_first {
+            nothing::<L>(block, &vectors);
+        }
+        debug_assert!(order.is_first || order.is_last, "no block divided by the sums");
     }
 }
 
@@ -140,6 +145,9 @@ unsafe fn weights<L: Lanes>(vectors: &mut Vectors, keys: &Keys, scores: *mut f32
         }
         max.store(vectors.base.as_mut_ptr().add(first));
         decay.store(vectors.decay.as_mut_ptr().add(first));
+        // Where nothing was seen, 0 remains 0.
+        let share = L::splat(f32::MAX).min(L::splat(1.0).div(sum));
+        share.store(vectors.share.as_mut_ptr().add(first));
         sum.store(vectors.sum.as_mut_ptr().add(first));
     }
 }
@@ -163,31 +171,13 @@ unsafe fn some_weights<L: Lanes, const COUNT: usize>(scores: *mut f32, max: L, s
     COUNT
 }
 
-/// Divides by the sums of the weights; 0 where nothing was seen.
+/// What vectors become that see no key: 0.
 #[inline(always)]
-unsafe fn divide<L: Lanes>(block: &AttentionBlock, vectors: &Vectors) {
-    for (&y, &sum) in vectors.y.iter().zip(&vectors.sum).take(block.count) {
-        // SAFETY: the columns are the block's.
-        unsafe {
-            let by = L::splat(sum.recip());
-            let whole = block.e / LANE * LANE;
-            for column in (0..whole).step_by(LANE) {
-                let y = y.add(column);
-                quotient::<L>(sum, by, || L::load(y)).store(y);
-            }
-            if whole < block.e {
-                let (y, width) = (y.add(whole), block.e - whole);
-                quotient::<L>(sum, by, || L::load_first(y, width)).store_first(y, width);
-            }
+unsafe fn nothing<L: Lanes>(block: &AttentionBlock, vectors: &Vectors) {
+    for &y in &vectors.y[..block.count] {
+        for column in (0..block.e).step_by(LANE) {
+            // SAFETY: the columns are the block's.
+            unsafe { L::splat(0.0).store_first(y.add(column), (block.e - column).min(LANE)) };
         }
     }
-}
-
-/// # Safety
-/// The CPU has the instructions of `L`.
-#[inline(always)]
-unsafe fn quotient<L: Lanes>(sum: f32, by: L, values: impl Fn() -> L) -> L {
-    // A vector that saw no key may have nothing written in y yet, so it is not read.
-    // SAFETY: the caller's instructions.
-    unsafe { if sum == 0.0 { L::splat(0.0) } else { values().mul(by) } }
 }

@@ -14,8 +14,9 @@ pub(super) struct Vectors {
     pub(super) max: [f32; VECTORS],
     pub(super) base: [f32; VECTORS],
     pub(super) sum: [f32; VECTORS],
-    /// What a block multiplies that came before it by.
+    /// What a block multiplies that came before it by, and what the last one multiplies all by.
     pub(super) decay: [f32; VECTORS],
+    pub(super) share: [f32; VECTORS],
 }
 
 /// The keys of one block, as far as they are there.
@@ -56,6 +57,7 @@ impl Vectors {
             base: [f32::NEG_INFINITY; VECTORS],
             sum: [0.0; VECTORS],
             decay: [1.0; VECTORS],
+            share: [1.0; VECTORS],
         };
         let mut q = block.q.wrapping_add(row * block.q_row_stride + head * block.d);
         let mut y = block.y.wrapping_add(row * block.y_row_stride + head * block.e);
@@ -119,6 +121,21 @@ impl Keys {
             Mask::I64(mask) => self.take(next, end, |key| unsafe { *mask.add(key) != 0 }),
         }
         self.count > 0
+    }
+
+    /// Whether no key is there from `next` on.
+    ///
+    /// # Safety
+    /// The block's mask has `end` integers.
+    #[inline(always)]
+    pub(super) unsafe fn are_last(block: &AttentionBlock, next: usize, end: usize) -> bool {
+        match block.mask {
+            Mask::None => next >= end,
+            // SAFETY: keys stay below `end`.
+            Mask::I32(mask) => (next..end).all(|key| unsafe { *mask.add(key) == 0 }),
+            // SAFETY: keys stay below `end`.
+            Mask::I64(mask) => (next..end).all(|key| unsafe { *mask.add(key) == 0 }),
+        }
     }
 
     #[inline(always)]

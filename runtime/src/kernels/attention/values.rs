@@ -6,7 +6,14 @@ use super::seen::{Keys, Vectors};
 use super::{AttentionBlock, VECTORS};
 use crate::panels::LANE;
 
-/// Adds the values, by their weights, to what came before.
+/// Whether a block's values are the first, so that nothing has been added yet, and whether they are the last.
+#[derive(Clone, Copy)]
+pub(super) struct Order {
+    pub(super) is_first: bool,
+    pub(super) is_last: bool,
+}
+
+/// Adds the values, by their weights, to what came before, and divides by the sums of the weights in the end.
 #[inline(always)]
 pub(super) unsafe fn values<L: Lanes>(
     block: &AttentionBlock,
@@ -14,14 +21,14 @@ pub(super) unsafe fn values<L: Lanes>(
     keys: &Keys,
     ahead: &Ahead,
     weights: *const f32,
-    is_first: bool,
+    order: Order,
 ) {
     // A weight of 0 times a value that is no finite number is none: vectors that don't see it then go without.
     // SAFETY: the keys have `e` values.
     let apart = keys.is_ragged() && unsafe { !are_finite::<L>(block, keys) };
     let mut row = 0;
     while row < block.count {
-        let mut tile = Values { keys: keys.seen, first: row, column: 0, is_first };
+        let mut tile = Values { keys: keys.seen, first: row, column: 0, order };
         // SAFETY: the rows are the block's.
         let rows = unsafe {
             match block.count - row {
@@ -35,7 +42,7 @@ pub(super) unsafe fn values<L: Lanes>(
                 _ => all_columns::<L, 1>(block, vectors, keys, weights, tile),
             }
         };
-        if is_first {
+        if order.is_first {
             // SAFETY: the caller's instructions.
             unsafe { ahead.fetch_queries::<L>(&vectors.q[row..row + rows]) };
         }
@@ -59,13 +66,13 @@ unsafe fn are_finite<L: Lanes>(block: &AttentionBlock, keys: &Keys) -> bool {
     }
 }
 
-/// A tile of y: which keys add to it, its first vector and column, and whether nothing has been added yet.
+/// A tile of y: which keys add to it, its first vector and column, and when.
 #[derive(Clone, Copy)]
 struct Values {
     keys: [usize; 2],
     first: usize,
     column: usize,
-    is_first: bool,
+    order: Order,
 }
 
 /// `ROWS` vectors; returns `ROWS`.
@@ -104,7 +111,7 @@ unsafe fn add<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     vectors: &Vectors,
     keys: &Keys,
     weights: *const f32,
-    Values { keys: [from, to], first, column, is_first }: Values,
+    Values { keys: [from, to], first, column, order }: Values,
     last: usize,
 ) -> usize {
     let mut widths = [LANE; WIDTH];
@@ -112,7 +119,7 @@ unsafe fn add<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     // SAFETY: the tile lies inside y, and the values are as wide.
     unsafe {
         let mut sums = [[L::splat(0.0); WIDTH]; ROWS];
-        if !is_first {
+        if !order.is_first {
             for r in 0..ROWS {
                 let decay = L::splat(vectors.decay[first + r]);
                 for v in 0..WIDTH {
@@ -121,7 +128,7 @@ unsafe fn add<L: Lanes, const ROWS: usize, const WIDTH: usize>(
                 }
             }
         }
-        if is_first {
+        if order.is_first {
             // Stores to lines that are far away would hold up the next tile.
             for r in 0..ROWS {
                 for v in 0..WIDTH {
@@ -140,6 +147,14 @@ unsafe fn add<L: Lanes, const ROWS: usize, const WIDTH: usize>(
                 let weight = L::splat(*weights.add(r));
                 for v in 0..WIDTH {
                     sums[r][v] = weight.mul_add(lanes[v], sums[r][v]);
+                }
+            }
+        }
+        if order.is_last {
+            for r in 0..ROWS {
+                let share = L::splat(vectors.share[first + r]);
+                for v in 0..WIDTH {
+                    sums[r][v] = sums[r][v].mul(share);
                 }
             }
         }
