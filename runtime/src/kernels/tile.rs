@@ -388,7 +388,16 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
             }
             begin = end;
         }
-        let finish = |p: usize| fetch_finish::<L, WIDTH>(block, pass, p - left, column);
+        let [y, residual, b] = ends(block, pass, column);
+        let finish = |p: usize| {
+            for v in 0..WIDTH {
+                let at =
+                    |(from, stride): (*const f32, usize)| from.wrapping_add((p - left) * stride + v * LANE);
+                L::prefetch_write(at(y).cast_mut());
+                L::prefetch(at(residual));
+                L::prefetch(at(b));
+            }
+        };
         if is_stream {
             accumulate(sums, x, w, block.width, left..steps.count, |p| {
                 stream(p);
@@ -403,23 +412,21 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     }
 }
 
-/// Fetches what follows the sums of W into the first-level cache, for one row: its lines of y, which stores would otherwise
-/// wait for and hold up the next tile's, and of the residual; and as many steps of B.
+/// What a tile meets at its end, as what is fetched into the first-level cache before: places and the strides of rows.
+///
+/// Its lines of y, which stores would otherwise wait for and hold up the next tile's; those of the residual; and the first
+/// steps of B. Where one of them is not there, y is fetched once more: addresses that are nowhere would be looked for in the
+/// page table each time.
 #[inline(always)]
-fn fetch_finish<L: Lanes, const WIDTH: usize>(block: &Block<'_>, pass: &Pass<'_>, row: usize, column: usize) {
-    let at = (pass.row + row) * block.y_stride + column;
-    let residual = block.residual_at(pass.row + row, column);
-    let b = pass.finish.map(|finish| finish.panel(block).wrapping_add(row * block.width + column));
-    for v in 0..WIDTH {
-        // SAFETY: a prefetch may be of any address.
-        unsafe {
-            L::prefetch_write(block.y.wrapping_add(at + v * LANE));
-            L::prefetch(residual.wrapping_add(v * LANE));
-            if let Some(b) = b {
-                L::prefetch(b.wrapping_add(v * LANE));
-            }
-        }
-    }
+fn ends(block: &Block<'_>, pass: &Pass<'_>, column: usize) -> [(*const f32, usize); 3] {
+    let y = (block.y.wrapping_add(pass.row * block.y_stride + column).cast_const(), block.y_stride);
+    let residual = (block.residual_at(pass.row, column), block.y_stride);
+    let b = pass.finish.filter(|finish| finish.rank > 0);
+    [
+        y,
+        if block.residual.is_null() { y } else { residual },
+        b.map_or(y, |finish| (finish.panel(block).wrapping_add(column), block.width)),
+    ]
 }
 
 /// What follows the sums of W: the low-rank part, gain, bias, shift and residual.
