@@ -1,5 +1,5 @@
 //! The kernels: one table of functions for each instruction set, chosen at run time. What they compute and in which
-//! order is written once, in `tile` (products), `dot` (products with few outputs), `norm` (row norms) and
+//! order is written once, in `tile` (products, told what to do by a `block`), `dot` (products with few outputs), `norm` (row norms) and
 //! `merge` (merged weights), which take their tiles from `adapted`, `attention`, `unary` (elementwise functions, whose
 //! formulas are in `exp`, `gate` and `sine`) and `stream` (a plain read) and `peak` (arithmetic alone), over [`Lanes`]; an instruction
 //! set is an implementation of that trait. Kernels know nothing about batches, threads or frames.
@@ -14,6 +14,7 @@
 
 mod adapted;
 mod attention;
+mod block;
 mod dot;
 mod exp;
 mod gate;
@@ -38,12 +39,13 @@ use crate::panels::LANE;
 
 pub(crate) use adapted::AdaptedPanel;
 pub(crate) use attention::{AttentionBlock, Mask, VECTORS};
+pub(crate) use block::{Block, Fetch, Finish};
 pub(crate) use dot::DotBlock;
 pub(crate) use merge::MergeBlock;
 pub(crate) use norm::NormBlock;
 pub(crate) use peak::PEAK_STEP;
 pub(crate) use stream::STREAM_STEP;
-pub(crate) use tile::{Block, Fetch, Finish, K_BLOCK};
+pub(crate) use tile::K_BLOCK;
 
 /// Sixteen floats side by side, in whatever registers an instruction set has for them.
 ///
