@@ -56,6 +56,7 @@ struct Case {
     k: usize,
     item_rows: usize,
     biased: bool,
+    residual: bool,
     /// The updates of each adapter, in order, and whether it replaces the bias, and is merged.
     adapters: Vec<(Vec<Kind>, bool, bool)>,
     /// For each item, its adapter's number, or one past the last for none.
@@ -71,15 +72,17 @@ fn cases() -> impl Strategy<Value = Case> {
         bias_of_b: b && !dora,
     });
     let adapter = (prop::collection::vec(kind, 0..4), prop::bool::weighted(0.2), prop::bool::weighted(0.4));
-    let extents = (1_usize..110, prop_oneof![12 => 1_usize..40, 1 => Just(1030)], 0_usize..12, any::<bool>());
+    let extents =
+        (1_usize..110, prop_oneof![12 => 1_usize..40, 1 => Just(1030)], 0_usize..12, any::<[bool; 2]>());
     let adapters = prop::collection::vec(adapter, 1..4);
     (extents, adapters, 1_usize..4, any::<u32>()).prop_flat_map(|(extents, adapters, threads, seed)| {
-        let (out, k, item_rows, biased) = extents;
+        let (out, k, item_rows, [biased, residual]) = extents;
         prop::collection::vec(0..=adapters.len(), 1..40).prop_map(move |items| Case {
             out,
             k,
             item_rows,
             biased,
+            residual,
             adapters: adapters.clone(),
             items,
             threads,
@@ -88,11 +91,12 @@ fn cases() -> impl Strategy<Value = Case> {
     })
 }
 
-fn layer(out: usize, k: usize, biased: bool) -> Graph {
+fn layer(out: usize, k: usize, biased: bool, residual: bool) -> Graph {
     let g = GraphBuilder::new("layer");
     let x = g.input("x", F32, dims!["items", "rows", k]);
     let bias = biased.then(|| g.param("bias", F32, dims![out]));
-    g.output("y", x.adaptable("fc", g.param("w", F32, dims![out, k]), bias));
+    let y = x.adaptable("fc", g.param("w", F32, dims![out, k]), bias);
+    g.output("y", if residual { y + g.input("residual", F32, dims!["items", "rows", out]) } else { y });
     g.finish().unwrap()
 }
 
@@ -185,12 +189,12 @@ fn adapter(
 }
 
 fn check(case: &Case) {
-    let Case { out, k, item_rows, biased, items, threads, seed, .. } = case;
+    let Case { out, k, item_rows, biased, residual, items, threads, seed, .. } = case;
     let (out, k, item_rows) = (*out, *k, *item_rows);
     let mut numbers = Numbers(*seed);
     let (w, bias) = (numbers.tensor(&[out, k]), numbers.tensor(&[out]));
     let (base, model) = load(
-        &layer(out, k, *biased),
+        &layer(out, k, *biased, *residual),
         &Weights::from_iter([("w", Arc::clone(&w)), ("bias", Arc::clone(&bias))]),
         *threads,
     );
@@ -205,22 +209,34 @@ fn check(case: &Case) {
     let name = |&item: &usize| (item < adapters.len()).then(|| item.to_string());
     let names: Vec<_> = items.iter().map(name).collect();
     let x = numbers.tensor(&[items.len(), item_rows, k]);
+    let added = numbers.tensor(&[items.len(), item_rows, out]);
     let mut session = model.session();
-    let y = session.run_rows(&[("x", &x)], &bank.rows(&names).unwrap()).unwrap().remove(0).1;
-    let (x, y) = (x.as_f32().unwrap(), y.as_f32().unwrap());
+    let mut run = |x: &Tensor, added: &Tensor, names: &[Option<String>]| {
+        let inputs = [("x", x), ("residual", added)];
+        let inputs = if *residual { &inputs[..] } else { &inputs[..1] };
+        session.run_rows(inputs, &bank.rows(names).unwrap()).unwrap().remove(0).1
+    };
+    let y = run(&x, &added, &names);
+    let (x, added, y) = (x.as_f32().unwrap(), added.as_f32().unwrap(), y.as_f32().unwrap());
     for (item, name) in names.iter().enumerate() {
         let own = &x[item * item_rows * k..(item + 1) * item_rows * k];
-        let alone = Tensor::f32(&[1, item_rows, k], own.to_vec()).unwrap();
-        let rows = bank.rows(&[name.as_ref()]).unwrap();
-        let alone = session.run_rows(&[("x", &alone)], &rows).unwrap().remove(0).1;
+        let added = &added[item * item_rows * out..(item + 1) * item_rows * out];
+        let alone = run(
+            &Tensor::f32(&[1, item_rows, k], own.to_vec()).unwrap(),
+            &Tensor::f32(&[1, item_rows, out], added.to_vec()).unwrap(),
+            std::slice::from_ref(name),
+        );
         let company = &y[item * item_rows * out..(item + 1) * item_rows * out];
         let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(company), bits(alone.as_f32().unwrap()), "item {item}");
         let exact = exact.get(items[item]).unwrap_or(&none);
-        for (row, y) in own.chunks_exact(k).zip(company.chunks_exact(out)) {
+        let rows = own.chunks_exact(k).zip(added.chunks_exact(out)).zip(company.chunks_exact(out));
+        for ((row, added), y) in rows {
             let row: Vec<f64> = row.iter().map(|&x| f64::from(x)).collect();
             let ours: Vec<f64> = y.iter().map(|&y| f64::from(y)).collect();
-            assert_close(&ours, &exact.row(&w, &bias, &row), 1e-5 * (k as f64).sqrt(), 1e-4);
+            let added = added.iter().map(|&added| if *residual { f64::from(added) } else { 0.0 });
+            let exact: Vec<f64> = exact.row(&w, &bias, &row).iter().zip(added).map(|(y, r)| y + r).collect();
+            assert_close(&ours, &exact, 1e-5 * (k as f64).sqrt(), 1e-4);
         }
     }
 }
@@ -249,6 +265,7 @@ fn many_large_adapters_are_each_item_alone() {
             k: 400,
             item_rows,
             biased: true,
+            residual: true,
             adapters: adapters(merged),
             items: (0..items).map(|item| item % 6).collect(),
             threads,
@@ -261,7 +278,7 @@ fn many_large_adapters_are_each_item_alone() {
 fn little() -> (Bank, Model) {
     let mut numbers = Numbers(1);
     let weights = Weights::from_iter([("w", numbers.tensor(&[3, 2]))]);
-    let (base, model) = load(&layer(3, 2, false), &weights, 1);
+    let (base, model) = load(&layer(3, 2, false, false), &weights, 1);
     (Bank::new(base), model)
 }
 
@@ -429,7 +446,7 @@ fn a_graph_and_a_bank_merge_alike() {
         let model = compiled.program.load_base(&base, context).unwrap().load_adapter(&adapter).unwrap();
         let of_graph = model.session().run(&[("x", &*x)]).unwrap();
 
-        let (base, model) = load(&layer(out, k, false), &base, 1);
+        let (base, model) = load(&layer(out, k, false, false), &base, 1);
         let bank = Bank::new(base);
         let merged = LayerWeights { updates: vec![update], merge: true, ..LayerWeights::default() };
         bank.load("a", &AdapterWeights::from([("fc".to_owned(), merged)])).unwrap();
@@ -489,7 +506,7 @@ fn gains_that_are_not_finite_are_refused() {
         let mut weight = Numbers(1).tensor(&[3, 2]).as_f32().unwrap().to_vec();
         weight[2..4].copy_from_slice(&[w, 0.0]);
         let weights = Weights::from_iter([("w", Arc::new(Tensor::f32(&[3, 2], weight).unwrap()))]);
-        let bank = Bank::new(load(&layer(3, 2, false), &weights, 1).0);
+        let bank = Bank::new(load(&layer(3, 2, false, false), &weights, 1).0);
         let layer = LayerWeights { updates: vec![update(magnitude)], ..LayerWeights::default() };
         let error =
             bank.load("a", &AdapterWeights::from([("fc".to_owned(), layer)])).unwrap_err().to_string();
@@ -508,7 +525,7 @@ fn gains_that_are_not_finite_are_refused() {
 fn what_adds_nothing_may_follow_a_gain_of_zero() {
     let mut numbers = Numbers(1);
     let w = numbers.tensor(&[3, 2]);
-    let (base, model) = load(&layer(3, 2, false), &Weights::from_iter([("w", Arc::clone(&w))]), 1);
+    let (base, model) = load(&layer(3, 2, false, false), &Weights::from_iter([("w", Arc::clone(&w))]), 1);
     let bank = Bank::new(base);
     let mut weights = lora(2, "fc");
     let layer = weights.get_mut("fc").unwrap();

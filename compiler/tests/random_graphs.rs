@@ -27,7 +27,7 @@ struct Step {
 }
 
 fn arb_wide() -> impl Strategy<Value = (Graph, u64)> {
-    let step = (0..9_u8, any::<u16>(), 0..WIDTHS.len()).prop_map(|(kind, earlier, width)| Step {
+    let step = (0..12_u8, any::<u16>(), 0..WIDTHS.len()).prop_map(|(kind, earlier, width)| Step {
         kind,
         earlier,
         width,
@@ -66,6 +66,17 @@ fn wide(steps: &[Step], width: u64) -> Graph {
             4 | 5 => (x.concat(&[earlier.0], -1), n + earlier.1),
             6 if n > 2 => (x.slice(-1, 1, n - 2), n - 2),
             6 | 7 => (x - x.reduce(Reduction::Mean, &[-1], true), n),
+            // Residuals, which products add.
+            8 => (scaled.dense(param("w", dims![n, n]), Some(param("b", dims![n]))) + x, n),
+            9 => {
+                let scaled = earlier.0.scale(1.0 / earlier.1 as f64);
+                (x + scaled.dense(param("w", dims![n, earlier.1]), None), n)
+            }
+            10 => {
+                let (a, b) = (param("a", dims![3, n]).adapter(), param("b", dims![n, 3]).adapter());
+                let (w, m) = (param("w", dims![n, n]), param("m", dims![n]).adapter());
+                (scaled.dora(w, a, b, m / (w.lora_norm(a, b, 0.5) + 0.5), None, 0.5) + x, n)
+            }
             _ => (x.t().softmax(0).t() + x.layer_norm(None, None, 1e-3), n),
         });
     }
@@ -95,7 +106,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(config(80))]
+    #![proptest_config(config(110))]
 
     #[test]
     fn of_wide_matrices((graph, batch) in arb_wide(), seed in 0..100_u64) {

@@ -156,7 +156,7 @@ pub struct Pack {
     pub packed: *mut f32,
 }
 
-/// The product `y = gain * (x W^T + h B^T) + bias`, then the epilogue. Where it is adaptable, items of the batch may have
+/// The product `y = gain * (x W^T + h B^T) + bias + residual`, then the epilogue. Where it is adaptable, items of the batch may have
 /// adapters, each with its own h, B, gain and bias; see [`Frame::adapters`].
 ///
 /// No buffer that is read may overlap `y`.

@@ -1,7 +1,7 @@
 //! Kernels for x86-64 with AVX2 and FMA: a lane is two registers of the sixteen, so a tile of six rows is one lane wide.
 
 use core::arch::x86_64::{
-    __m256, __m256d, __m256i, _MM_HINT_ET0, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32,
+    __m256, __m256d, __m256i, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32,
     _mm_movehdup_ps, _mm_movehl_ps, _mm_prefetch, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps,
     _mm256_blendv_ps, _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cmpgt_epi32,
     _mm256_cvtpd_ps, _mm256_cvtps_pd, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_pd, _mm256_fmadd_ps,
@@ -311,12 +311,6 @@ impl Lanes for Ymm {
     unsafe fn prefetch(from: *const f32) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn prefetch_write(to: *mut f32) {
-        // SAFETY: a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(to.cast_const().cast()) }
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! Kernels for x86-64 with AVX-512F: a lane is one register, a full tile 24 of the 32.
 
 use core::arch::x86_64::{
-    __m256, __m512, __m512d, _MM_HINT_ET0, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32,
+    __m256, __m512, __m512d, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32,
     _mm_movehdup_ps, _mm_movehl_ps, _mm_prefetch, _mm256_castpd_ps, _mm256_castps_pd, _mm256_castps256_ps128,
     _mm256_extractf128_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castpd_ps,
     _mm512_castpd256_pd512, _mm512_castps_pd, _mm512_castps_si512, _mm512_castps512_ps256,
@@ -294,12 +294,6 @@ impl Lanes for Zmm {
     unsafe fn prefetch(from: *const f32) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn prefetch_write(to: *mut f32) {
-        // SAFETY: a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(to.cast_const().cast()) }
     }
 
     #[inline(always)]

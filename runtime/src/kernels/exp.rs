@@ -1,6 +1,6 @@
 //! The exponential, `exp(x) = exp(r) 2ⁿ` with `x = n ln 2 + r` and `|r| <= ln 2 / 2`, in the forms that the kernels take
-//! it in. The range reduction is that of Moshier's Cephes (single precision). And `2ˣ` and the bell of the normal
-//! distribution, whose range reductions are exact.
+//! it in. The range reduction is that of Moshier's Cephes (single precision). And `2ˣ`, whose range
+//! reduction is exact, and the bell of the normal distribution, whose is rounded once.
 
 use super::Lanes;
 use super::unary::Elementwise;

@@ -95,12 +95,10 @@ pub(crate) trait Lanes: Copy {
     unsafe fn wide_mul_add(wide: Self::Wide, by: Self::Wide, to: Self::Wide) -> Self::Wide;
     unsafe fn load_wide(from: &[f64; LANE]) -> Self::Wide;
     unsafe fn store_wide(wide: Self::Wide, to: &mut [f64; LANE]);
-    /// Hints that the cache line at `from` is read soon; any address will do.
+    /// Hints that the cache line at `from` is read or written soon; any address will do.
     unsafe fn prefetch(from: *const f32);
     /// Hints that the cache line at `from` is read later: it is fetched into the second-level cache.
     unsafe fn prefetch_far(from: *const f32);
-    /// Hints that the cache line at `to` is written soon.
-    unsafe fn prefetch_write(to: *mut f32);
 }
 
 /// The kernels of one instruction set.

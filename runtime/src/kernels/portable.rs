@@ -248,7 +248,4 @@ impl Lanes for Floats {
 
     #[inline(always)]
     unsafe fn prefetch_far(_: *const f32) {}
-
-    #[inline(always)]
-    unsafe fn prefetch_write(_: *mut f32) {}
 }

@@ -223,8 +223,9 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     }
 }
 
-/// The steps of W, and meanwhile what is read after them is fetched: the panel's own lines, what the pass says, and each B
-/// that comes next, in as much of the steps as it is of all. A core waits for few lines at a time, so they are spread.
+/// The steps of W, and meanwhile what is read after them is fetched: the panel's own lines; what the pass says and each B that
+/// comes next, in as much of the steps but the last as it is of all; and in the last what the tile ends with. A core waits for
+/// few lines at a time, so they are spread.
 ///
 /// # Safety
 /// As for [`tile`].
@@ -293,7 +294,7 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
             for v in 0..WIDTH {
                 let at =
                     |(from, stride): (*const f32, usize)| from.wrapping_add((p - left) * stride + v * LANE);
-                L::prefetch_write(at(y).cast_mut());
+                L::prefetch(at(y));
                 L::prefetch(at(residual));
                 L::prefetch(at(b));
             }
@@ -322,9 +323,10 @@ fn ends(block: &Block<'_>, pass: &Pass<'_>, column: usize) -> [(*const f32, usiz
     let y = (block.y.wrapping_add(pass.row * block.y_stride + column).cast_const(), block.y_stride);
     let residual = (block.residual_at(pass.row, column), block.y_stride);
     let b = pass.finish.filter(|finish| finish.rank > 0);
+    let is_last = pass.finish.is_some() || !pass.next.is_empty();
     [
         y,
-        if block.residual.is_null() { y } else { residual },
+        if block.residual.is_null() || !is_last { y } else { residual },
         b.map_or(y, |finish| (finish.panel(block).wrapping_add(column), block.width)),
     ]
 }

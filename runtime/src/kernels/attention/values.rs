@@ -132,7 +132,7 @@ unsafe fn add<L: Lanes, const ROWS: usize, const WIDTH: usize>(
             // Stores to lines that are far away would hold up the next tile.
             for r in 0..ROWS {
                 for v in 0..WIDTH {
-                    L::prefetch_write(vectors.y[first + r].add(column + v * LANE));
+                    L::prefetch(vectors.y[first + r].add(column + v * LANE));
                 }
             }
         }
