@@ -18,7 +18,7 @@ const FEATURES: usize = 768;
 type Write = for<'g> fn(&'g GraphBuilder, Tensor<'g>) -> Tensor<'g>;
 
 /// What each benchmark computes in a call. A live weight is packed there; a norm of live factors is computed there.
-const KERNELS: [(&str, Write); 8] = [
+const KERNELS: [(&str, Write); 7] = [
     ("linear", |g, x| x.dense(g.param("weight", F32, dims![FEATURES, FEATURES]), None)),
     ("pack and linear", |g, x| x.dense(g.param("weight", F32, dims![FEATURES, FEATURES]).live(), None)),
     ("row norm", |g, x| {
@@ -31,10 +31,6 @@ const KERNELS: [(&str, Write); 8] = [
     ("exp", |_, x| x.exp()),
     ("gelu", |_, x| x.gelu()),
     ("softmax", |_, x| x.softmax(Axis::LAST)),
-    ("layer norm", |g, x| {
-        let (gain, bias) = (g.param("gain", F32, dims![FEATURES]), g.param("bias", F32, dims![FEATURES]));
-        x.layer_norm(Some(gain), Some(bias), 1e-5)
-    }),
 ];
 
 fn kernels(criterion: &mut Criterion) {
@@ -47,6 +43,36 @@ fn kernels(criterion: &mut Criterion) {
         let graph = g.finish().unwrap();
         let values = values(&graph, BATCH);
         let model = model(&graph, false, &values);
+        group.bench_function(name, |bencher| calls(bencher, &model, &values));
+    }
+}
+
+/// Norms of so many rows and features, and whether they are centred.
+const NORMS: [(&str, [usize; 2], bool); 5] = [
+    ("layer norm, MiniLM 32x128", [4096, 384], true),
+    ("layer norm, MiniLM 8x32", [256, 384], true),
+    ("layer norm, BERT 1x16", [16, 768], true),
+    ("RMS norm, SmolLM2 prompt of 128", [128, 576], false),
+    ("RMS norm, SmolLM2 token", [1, 576], false),
+];
+
+fn norms(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("norm");
+    group.sample_size(20).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+    for (name, [rows, features], centred) in NORMS {
+        let g = GraphBuilder::new("norm");
+        let x = g.input("x", F32, dims!["batch", features]);
+        let weight = g.param("weight", F32, dims![features]);
+        let y = if centred {
+            x.layer_norm(Some(weight), Some(g.param("bias", F32, dims![features])), 1e-5)
+        } else {
+            x.rms_norm(Some(weight), 1e-5)
+        };
+        g.output("y", y);
+        let graph = g.finish().unwrap();
+        let values = values(&graph, rows);
+        let model = model(&graph, false, &values);
+        group.throughput(Throughput::Elements((rows * features) as u64));
         group.bench_function(name, |bencher| calls(bencher, &model, &values));
     }
 }
@@ -81,5 +107,5 @@ fn attention(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, kernels, attention);
+criterion_group!(benches, kernels, norms, attention);
 criterion_main!(benches);

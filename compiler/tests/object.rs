@@ -59,6 +59,7 @@ fn exports_the_stages_and_imports_the_runtime_alone(profiled: bool) {
     let rows = x.reshape(dims![1, "batch", 24]);
     let op = Attention { heads: 2, kv_heads: 2, scale: 0.5, causal: true, window: None };
     g.output("mixed", rows.attention(rows, rows, None, op));
+    g.output("normed", x.layer_norm(None, None, 1e-5));
     let mut plan = plan(&g.finish().unwrap(), PlanOptions::default()).unwrap();
     plan.profiled = profiled;
 

@@ -1,4 +1,4 @@
-//! The plan checker: sound plans pass, and each way of breaking one is told by its own error.
+//! The plan checker, and the verifier's word on rows: sound plans pass, and each way of breaking one is told by its own error.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -6,7 +6,7 @@ mod common;
 use common::bindings;
 use engraft_compiler::plan::check::{CheckError, check, check_all};
 use engraft_compiler::plan::kernel::{Kernel, Packing};
-use engraft_compiler::plan::{BufferId, Plan, PlanOptions, SlotId, Storage, plan};
+use engraft_compiler::plan::{BufferId, Plan, PlanInvariant, PlanOptions, SlotId, Storage, plan, verify};
 use engraft_ir::DType::{F32, I64};
 use engraft_ir::ops::Attention;
 use engraft_ir::{Axis, Dim, Graph, GraphBuilder, Stage, Tensor, dims};
@@ -387,4 +387,28 @@ fn a_merge_over_what_it_reads_is_found() {
         );
         finds(&plan, &expected);
     }
+}
+
+#[test]
+fn a_row_that_nothing_computes_is_found() {
+    let g = GraphBuilder::new("rows");
+    let (x, w) = (g.input("x", F32, dims!["batch", 6]), g.param("w", F32, dims![6]));
+    g.output("normed", x.layer_norm(Some(w), None, 1e-5));
+    g.output("shares", x.softmax(-1));
+    let sound = planned(&g.finish().unwrap());
+    assert_eq!(verify(&sound), Ok(()));
+
+    let of = |op: &str| sound.steps.iter().position(|step| step.kernel.name() == op).unwrap();
+
+    let (index, mut turned) = (of("layer_norm"), sound.clone());
+    let Kernel::Row(row) = &mut turned.steps[index].kernel else { panic!("{sound}") };
+    (row.outer, row.inner) = (Dim::fixed(1), row.outer.clone());
+    assert_eq!(verify(&turned), Err(vec![PlanInvariant::Row { step: index, kernel: "layer_norm" }]));
+
+    let (index, mut shifted) = (of("softmax"), sound.clone());
+    let Kernel::Row(row) = &mut shifted.steps[index].kernel else { panic!("{sound}") };
+    row.bias = true;
+    let vector = buffer(&sound, "w");
+    shifted.steps[index].reads.push(vector);
+    assert_eq!(verify(&shifted), Err(vec![PlanInvariant::Row { step: index, kernel: "softmax" }]));
 }

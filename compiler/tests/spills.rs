@@ -114,11 +114,6 @@ fn rows() {
         of_input("softmax", |_, x| x.softmax(axis));
         of_input("normalize", |_, x| x.normalize_with(axis, 1e-8, EpsilonAt::Inside));
     }
-    of_input("layer_norm", |g, x| {
-        let [w, b] = ["w", "b"].map(|name| g.param(name, F32, dims![768]));
-        x.layer_norm(Some(w), Some(b), 1e-5)
-    });
-    of_input("rms_norm", |g, x| x.rms_norm(Some(g.param("w", F32, dims![768])), 1e-6));
 }
 
 #[test]

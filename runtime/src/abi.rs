@@ -319,6 +319,38 @@ pub struct Attention {
     pub y: *mut f32,
 }
 
+/// What is subtracted of a row's elements before the norm is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u64)]
+pub enum Center {
+    /// The row's mean: a layer norm.
+    Mean = 0,
+    /// Nothing: an RMS norm.
+    Zero = 1,
+}
+
+/// The norms `y = (x - c) / sqrt(mean((x - c)^2) + epsilon) * weight + bias` of rows, c a row's center.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct LayerNorm {
+    /// What c is.
+    pub center: Center,
+    /// How many rows.
+    pub rows: u64,
+    /// Elements of a row.
+    pub n: u64,
+    /// Added to the mean square.
+    pub epsilon: f32,
+    /// `[rows, n]`, contiguous.
+    pub x: *const f32,
+    /// `[n]`, or null for 1.
+    pub weight: *const f32,
+    /// `[n]`, or null for 0.
+    pub bias: *const f32,
+    /// `[rows, n]`, contiguous, either x itself or apart from all that is read.
+    pub y: *mut f32,
+}
+
 /// An elementwise function that is a kernel, because its formula is long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u64)]
@@ -377,7 +409,9 @@ pub struct Unary {
 
 #[cfg(test)]
 mod tests {
-    use super::{Attention, Dot, Fault, Frame, Function, Linear, Merge, Pack, RowNorm, Unary};
+    use super::{
+        Attention, Center, Dot, Fault, Frame, Function, LayerNorm, Linear, Merge, Pack, RowNorm, Unary,
+    };
     use core::mem::{offset_of, size_of};
 
     /// Code compiled ahead of time carries these numbers: changing one breaks every object file.
@@ -498,6 +532,25 @@ mod tests {
             [0, 8, 16, 24, 32, 40, 48, 56]
         );
         assert_eq!(Function::ALL.map(|function| function as u64), [0, 1, 2, 3, 4, 5, 6, 7]);
+    }
+
+    #[test]
+    fn the_layout_of_layer_norm_is_the_documented_one() {
+        assert_eq!(
+            [
+                offset_of!(LayerNorm, center),
+                offset_of!(LayerNorm, rows),
+                offset_of!(LayerNorm, n),
+                offset_of!(LayerNorm, epsilon),
+                offset_of!(LayerNorm, x),
+                offset_of!(LayerNorm, weight),
+                offset_of!(LayerNorm, bias),
+                offset_of!(LayerNorm, y),
+                size_of::<LayerNorm>(),
+            ],
+            [0, 8, 16, 24, 32, 40, 48, 56, 64]
+        );
+        assert_eq!([Center::Mean, Center::Zero].map(|center| center as u64), [0, 1]);
     }
 
     #[test]

@@ -4,7 +4,9 @@
 mod adapted;
 mod rounds;
 
-use crate::abi::{AdaptedWeight, Attention, Dot, Frame, Linear, Merge, NOT_ADAPTABLE, Pack, RowNorm, Unary};
+use crate::abi::{
+    AdaptedWeight, Attention, Dot, Frame, LayerNorm, Linear, Merge, NOT_ADAPTABLE, Pack, RowNorm, Unary,
+};
 use crate::context::Context;
 use crate::kernels::{
     AdaptedPanel, AttentionBlock, Block, DotBlock, Finish, Mask, MergeBlock, NormBlock, VECTORS,
@@ -18,6 +20,10 @@ use crate::workers::Shared;
 pub(crate) const BLOCK_ROWS: usize = 128;
 /// Rows of a block of dot products: they have no panel to use up, so they may be shared out finely, and 16 or 32 rows evenly.
 pub(crate) const DOT_ROWS: usize = 8;
+/// Rows of a block of norms: several groups of as many as a kernel takes side by side.
+const NORM_ROWS: usize = 16;
+/// What an element of a norm takes, in the elementary operations of products: it is read in each of three passes.
+const NORM_OPERATIONS: usize = 4;
 
 /// The names and addresses of the functions compiled code may call.
 ///
@@ -25,9 +31,9 @@ pub(crate) const DOT_ROWS: usize = 8;
 /// let names = engraft_runtime::symbols().map(|(name, _)| name);
 /// assert_eq!(names[..3], ["engraft_pack", "engraft_linear", "engraft_dot"]);
 /// assert_eq!(names[3..6], ["engraft_row_norm", "engraft_merge", "engraft_attention"]);
-/// assert_eq!(names[6..], ["engraft_unary", "engraft_mark"]);
+/// assert_eq!(names[6..], ["engraft_layer_norm", "engraft_unary", "engraft_mark"]);
 /// ```
-pub fn symbols() -> [(&'static str, *const u8); 8] {
+pub fn symbols() -> [(&'static str, *const u8); 9] {
     [
         ("engraft_pack", engraft_pack as *const u8),
         ("engraft_linear", engraft_linear as *const u8),
@@ -35,6 +41,7 @@ pub fn symbols() -> [(&'static str, *const u8); 8] {
         ("engraft_row_norm", engraft_row_norm as *const u8),
         ("engraft_merge", engraft_merge as *const u8),
         ("engraft_attention", engraft_attention as *const u8),
+        ("engraft_layer_norm", engraft_layer_norm as *const u8),
         ("engraft_unary", engraft_unary as *const u8),
         ("engraft_mark", engraft_mark as *const u8),
     ]
@@ -203,6 +210,32 @@ pub unsafe extern "C" fn engraft_attention(frame: *const Frame, attention: *cons
     context.workers.run(heads.tasks(), heads.operations(), &|task| {
         // SAFETY: `block` yields each query vector once; the kernels are ones this CPU can run.
         unsafe { (context.kernels.attention)(&shared.get().block(task)) }
+    });
+}
+
+/// Computes the norms of rows.
+///
+/// # Safety
+/// `frame` is the frame of the running stage; the pointers of `norm` are valid for the extents it gives, and nobody else
+/// touches `y` meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_layer_norm(frame: *const Frame, norm: *const LayerNorm) {
+    // SAFETY: both are the caller's promise.
+    let (context, norm) = unsafe { (context(frame), *norm) };
+    let (rows, n) = (norm.rows as usize, norm.n as usize);
+    let shared = Shared(norm);
+    // Without elements there is nothing to do, however many rows.
+    let tasks = if n == 0 { 0 } else { rows.div_ceil(NORM_ROWS) };
+    let operations = rows.saturating_mul(n).saturating_mul(NORM_OPERATIONS);
+    context.workers.run(tasks, operations, &|task| {
+        let norm = shared.get();
+        let first = task * NORM_ROWS;
+        // SAFETY: the rows from `first` are rows of the caller's, and each task has its own.
+        unsafe {
+            let (x, y) = (norm.x.add(first * n), norm.y.add(first * n));
+            let rows = (rows - first).min(NORM_ROWS) as u64;
+            (context.kernels.layer_norm)(&LayerNorm { rows, x, y, ..*norm });
+        }
     });
 }
 

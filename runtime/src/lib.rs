@@ -47,8 +47,8 @@ pub use bank::{
 pub use bind::{BindError, Bound, SYMBOL_LIMIT};
 pub use context::{Context, ContextError, KERNELS_VARIABLE, Options};
 pub use entry::{
-    engraft_attention, engraft_dot, engraft_linear, engraft_merge, engraft_pack, engraft_row_norm,
-    engraft_unary, symbols,
+    engraft_attention, engraft_dot, engraft_layer_norm, engraft_linear, engraft_merge, engraft_pack,
+    engraft_row_norm, engraft_unary, symbols,
 };
 pub use kernels::{KernelSet, Kernels, UnknownKernels};
 pub use load::{Base, LoadError, Model};

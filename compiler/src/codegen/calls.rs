@@ -1,7 +1,7 @@
 //! Calls of the runtime's kernels: a structure of the binary interface is filled on the stack and handed over.
 
 use super::emit::{Emit, POINTER, StackUse, memory};
-use crate::plan::kernel::{Attention, Dot, Kernel, Linear, Merge, Pack, RowNorm};
+use crate::plan::kernel::{Attention, Center, Dot, Kernel, Linear, Merge, Pack, Row, RowNorm};
 use cranelift_codegen::ir::types::I32;
 use cranelift_codegen::ir::{FuncRef, InstBuilder, StackSlot, StackSlotData, StackSlotKind, Value};
 use engraft_ir::Dim;
@@ -20,6 +20,8 @@ pub(super) const ROW_NORM: &str = "engraft_row_norm";
 pub(super) const MERGE: &str = "engraft_merge";
 /// See [`PACK`].
 pub(super) const ATTENTION: &str = "engraft_attention";
+/// See [`PACK`].
+pub(super) const LAYER_NORM: &str = "engraft_layer_norm";
 
 /// The runtime's entry point that computes an elementwise function.
 pub(super) const UNARY: &str = "engraft_unary";
@@ -36,6 +38,7 @@ pub(super) fn entry_point(kernel: &Kernel) -> Option<&'static str> {
         Kernel::RowNorm(_) => Some(ROW_NORM),
         Kernel::Merge(_) => Some(MERGE),
         Kernel::Attention(_) => Some(ATTENTION),
+        Kernel::Row(row) if row.op.center().is_some() => Some(LAYER_NORM),
         Kernel::Loop(_) | Kernel::Row(_) | Kernel::Gather(_) | Kernel::Cast(_) => None,
     }
 }
@@ -291,6 +294,36 @@ impl Emit<'_, '_> {
         self.call_with(entry, frame, &fill);
     }
 
+    /// Computes norms of rows; `reads` are as [`Kernel::Row`] lists them.
+    pub(super) fn call_layer_norm(
+        &mut self,
+        entry: FuncRef,
+        frame: Value,
+        (row, center, epsilon): (&Row, Center, f32),
+        reads: &[Value],
+        y: Value,
+    ) {
+        let fill = self.fill::<abi::LayerNorm>();
+        let zero = self.int(0);
+        let mut reads = reads.iter().copied();
+        let mut next = |is_there: bool| if is_there { reads.next().unwrap_or(zero) } else { zero };
+        let (x, weight, bias) = (next(true), next(row.weight), next(row.bias));
+        self.set_dim(&fill, offset_of!(abi::LayerNorm, rows), &row.outer);
+        self.set_dim(&fill, offset_of!(abi::LayerNorm, n), &row.n);
+        let fields = [
+            (self.int(center as i64), offset_of!(abi::LayerNorm, center)),
+            (self.b.ins().f32const(epsilon), offset_of!(abi::LayerNorm, epsilon)),
+            (x, offset_of!(abi::LayerNorm, x)),
+            (weight, offset_of!(abi::LayerNorm, weight)),
+            (bias, offset_of!(abi::LayerNorm, bias)),
+            (y, offset_of!(abi::LayerNorm, y)),
+        ];
+        for (value, offset) in fields {
+            self.set(&fill, offset, value);
+        }
+        self.call_with(entry, frame, &fill);
+    }
+
     /// Computes a function of `count` floats at x into y, which may be x itself.
     pub(super) fn call_unary(&mut self, function: Function, count: Value, places: [Value; 2]) {
         let (one_row, no_stride) = (self.int(1), self.int(0));
@@ -354,6 +387,7 @@ pub(super) fn dims(kernel: &Kernel) -> Vec<&Dim> {
             let views = views.flat_map(|view| [&view.offset, &view.batch_stride, &view.row_stride]);
             [&attention.batch, &attention.queries, &attention.keys].into_iter().chain(views).collect()
         }
+        Kernel::Row(row) if row.op.center().is_some() => vec![&row.outer, &row.n],
         Kernel::Loop(_) | Kernel::Row(_) | Kernel::Gather(_) | Kernel::Cast(_) => Vec::new(),
     }
 }

@@ -224,7 +224,7 @@ impl<'a, M: Module> Codegen<'a, M> {
                 })
             }
             Kernel::Row(row) => {
-                let params = vec![I64; 3 + usize::from(row.weight) + usize::from(row.bias)];
+                let params = vec![I64; 3 + usize::from(row.weight)];
                 self.define(&name, Linkage::Local, (&params, None), |this, b, arguments| {
                     let unary = if row.op == RowOp::Softmax { this.unary(b, arguments[0])? } else { None };
                     let mut e = Emit::in_frame(b, arguments[0], &this.symbols);

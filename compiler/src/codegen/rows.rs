@@ -1,5 +1,6 @@
-//! Code for `Row`: reductions, softmax and norms along one axis, as a few passes over each row. Where the axis is
-//! contiguous the lanes of a vector are neighbours along it; where it is not, they are neighbouring rows.
+//! Code for `Row`: reductions, softmax and division by the Euclidean norm along one axis, as a few passes over each row. Where
+//! the axis is contiguous the lanes of a vector are neighbours along it; where it is not, they are neighbouring rows. Layer
+//! and RMS norms are the runtime's.
 
 use super::emit::{Emit, LANES, Width};
 use crate::plan::kernel::{Row, RowOp};
@@ -46,7 +47,6 @@ struct Span {
     /// The width of a row's scalars: a vector where lanes are rows.
     width: Width,
     weight: Option<Value>,
-    bias: Option<Value>,
 }
 
 impl Row {
@@ -57,11 +57,10 @@ impl Row {
 }
 
 impl Emit<'_, '_> {
-    /// Runs the kernel: `reads` are x, weight, bias as they are present.
+    /// Runs the kernel: `reads` are x, and the weight if there is one.
     pub(super) fn run_row(&mut self, row: &Row, reads: &[Value], y: Value) {
         let x = reads[0];
         let weight = row.weight.then(|| reads[1]);
-        let bias = row.bias.then(|| reads[1 + usize::from(row.weight)]);
         let [outer, n, inner] = row.dims().map(|dim| self.dim(dim));
         let stride = self.bytes(inner, 4);
         let block = self.b.ins().imul(stride, n);
@@ -71,7 +70,7 @@ impl Emit<'_, '_> {
         // A reduction has a result over no elements, too.
         let outer = self.unless_empty(outer, if reduces { None } else { Some(&row.n) });
         let outer = self.unless_empty(outer, [&row.inner]);
-        let span = Span { x, y, n, stride, along, width: Width::Scalar, weight, bias };
+        let span = Span { x, y, n, stride, along, width: Width::Scalar, weight };
         if row.op == RowOp::Softmax {
             self.softmax(span, inner, outer);
             return;
@@ -114,24 +113,14 @@ impl Emit<'_, '_> {
             RowOp::Reduce(reduction) => self.reduce(reduction, span),
             RowOp::Softmax => unreachable!("its exponentials are of many rows at a time"),
             RowOp::Normalize { epsilon, epsilon_at } => {
-                let squares = self.sum_of_squares(span);
+                let squares = self.sum(span, &Pass { f: &|e, x, _| e.mul(x, x), ..Pass::over(span.x) });
                 let norm = self.norm(span.width, squares, epsilon, epsilon_at);
                 self.scale_row(span, norm);
             }
-            RowOp::LayerNorm { epsilon } => self.layer_norm(span, epsilon),
-            RowOp::RmsNorm { epsilon } => {
-                let squares = self.sum_of_squares(span);
-                let n = self.row_length(span);
-                let mean = self.div(squares, n);
-                let norm = self.norm(span.width, mean, epsilon, EpsilonAt::Inside);
-                self.scale_row(span, norm);
+            RowOp::LayerNorm { .. } | RowOp::RmsNorm { .. } => {
+                unreachable!("the runtime's norms are called, not emitted")
             }
         }
-    }
-
-    fn row_length(&mut self, span: Span) -> Value {
-        let n = self.count_as_float(span.n);
-        self.fit(n, span.width)
     }
 
     fn reduce(&mut self, reduction: Reduction, span: Span) {
@@ -143,7 +132,8 @@ impl Emit<'_, '_> {
         };
         let result = match reduction {
             Reduction::Mean => {
-                let n = self.row_length(span);
+                let n = self.count_as_float(span.n);
+                let n = self.fit(n, span.width);
                 self.div(result, n)
             }
             _ => result,
@@ -191,10 +181,6 @@ impl Emit<'_, '_> {
         self.fold(span, pass, 0.0, &|e, a, b| e.add(a, b))
     }
 
-    fn sum_of_squares(&mut self, span: Span) -> Value {
-        self.sum(span, &Pass { f: &|e, x, _| e.mul(x, x), ..Pass::over(span.x) })
-    }
-
     fn norm(&mut self, width: Width, squares: Value, epsilon: f32, epsilon_at: EpsilonAt) -> Value {
         let epsilon = self.number(width, epsilon);
         match epsilon_at {
@@ -218,27 +204,6 @@ impl Emit<'_, '_> {
         let factor = self.reciprocal(span.width, norm);
         let f: &Element = &|e, x, scalars| e.mul(x, scalars[0]);
         self.map(span, &Pass { scalars: &[factor], f, ..Pass::over(span.x) });
-    }
-
-    /// The variance is the mean square of the deviations from the mean, in a pass of its own: the mean of squares minus
-    /// the square of the mean would cancel.
-    fn layer_norm(&mut self, span: Span, epsilon: f32) {
-        let sum = self.sum(span, &Pass::over(span.x));
-        let n = self.row_length(span);
-        let mean = self.div(sum, n);
-        let square: &Element = &|e, x, scalars| {
-            let deviation = e.sub(x, scalars[0]);
-            e.mul(deviation, deviation)
-        };
-        let squares = self.sum(span, &Pass { scalars: &[mean], f: square, ..Pass::over(span.x) });
-        let variance = self.div(squares, n);
-        let norm = self.norm(span.width, variance, epsilon, EpsilonAt::Inside);
-        let factor = self.reciprocal(span.width, norm);
-        let scale: &Element = &|e, x, scalars| {
-            let deviation = e.sub(x, scalars[0]);
-            e.mul(deviation, scalars[1])
-        };
-        self.map(span, &Pass { scalars: &[mean, factor], f: scale, ..Pass::over(span.x) });
     }
 
     /// The scalars of a row, as wide as its elements.
@@ -319,7 +284,7 @@ impl Emit<'_, '_> {
         })[1]
     }
 
-    /// Writes `f(element) · weight + bias` over the row.
+    /// Writes `f(element) · weight` over the row.
     fn map(&mut self, span: Span, pass: &Pass<'_>) {
         let begin = self.int(0);
         if !span.along {
@@ -351,27 +316,18 @@ impl Emit<'_, '_> {
         }
     }
 
-    /// `value · weight + bias`, as far as there are any.
+    /// `value · weight`, if there is one.
     fn weighted(
         &mut self,
         span: Span,
-        mut value: Value,
+        value: Value,
         (width, offset, displacement): (Width, Value, i64),
     ) -> Value {
+        let Some(base) = span.weight else { return value };
         let wide = if span.along { width } else { span.width };
-        let parameter = |e: &mut Self, base| {
-            let parameter = e.load_at(width, base, offset, displacement);
-            e.fit(parameter, wide)
-        };
-        if let Some(base) = span.weight {
-            let weight = parameter(self, base);
-            value = self.mul(value, weight);
-        }
-        if let Some(base) = span.bias {
-            let bias = parameter(self, base);
-            value = self.add(value, bias);
-        }
-        value
+        let weight = self.load_at(width, base, offset, displacement);
+        let weight = self.fit(weight, wide);
+        self.mul(value, weight)
     }
 }
 

@@ -6,7 +6,7 @@ use super::{Codegen, CodegenError, STAGE_FUNCTIONS};
 use crate::plan::kernel::Kernel;
 use crate::plan::{BufferId, Plan, Step, Storage, stage_index};
 use cranelift_codegen::ir::types::{I32, I64};
-use cranelift_codegen::ir::{InstBuilder, Value};
+use cranelift_codegen::ir::{FuncRef, InstBuilder, Value};
 use cranelift_module::{FuncId, Linkage, Module};
 use engraft_ir::{Dim, Stage};
 use engraft_runtime::abi::Frame;
@@ -124,10 +124,13 @@ impl<'a, M: Module> Codegen<'a, M> {
             }
             Kernel::Merge(merge) => e.call_merge(callee, frame, merge, &reads, write),
             Kernel::Attention(attention) => e.call_attention(callee, frame, attention, &reads, write),
-            Kernel::Loop(_) | Kernel::Row(_) | Kernel::Cast(_) => {
-                let arguments: Vec<_> = [frame, write].into_iter().chain(reads).collect();
-                e.b.ins().call(callee, &arguments);
-            }
+            Kernel::Row(row) => match row.op.center() {
+                Some((center, epsilon)) => {
+                    e.call_layer_norm(callee, frame, (row, center, epsilon), &reads, write);
+                }
+                None => e.call_emitted(callee, [frame, write], &reads),
+            },
+            Kernel::Loop(_) | Kernel::Cast(_) => e.call_emitted(callee, [frame, write], &reads),
             Kernel::Gather(_) => {
                 let number = e.int(index as i64);
                 let call = e.b.ins().call(callee, &[frame, write, reads[0], reads[1], number]);
@@ -152,6 +155,11 @@ impl<'a> Places<'a> {
 }
 
 impl Emit<'_, '_> {
+    fn call_emitted(&mut self, callee: FuncRef, [frame, write]: [Value; 2], reads: &[Value]) {
+        let arguments = [&[frame, write], reads].concat();
+        self.b.ins().call(callee, &arguments);
+    }
+
     /// The address at an index of a table.
     pub(super) fn table_entry(&mut self, table: Value, index: usize) -> Value {
         self.b.ins().load(I64, memory(), table, 8 * index as i32)

@@ -1,10 +1,10 @@
 //! The kernels a plan is made of. Few, each covering many ops: `Pack`, `Linear`, `Dot`, `RowNorm`, `Merge` and
-//! `Attention` are the runtime's; `Loop`, `Row`, `Gather` and `Cast` are emitted as code. A kernel says everything but where its buffers are, so equal kernels
-//! share one piece of code.
+//! `Attention` are the runtime's, and of `Row` the layer and RMS norms; the other `Row`s, `Loop`, `Gather` and `Cast` are
+//! emitted as code. A kernel says everything but where its buffers are, so equal kernels share one piece of code.
 
 use engraft_ir::ops::{Binary, Reduction, Unary};
 use engraft_ir::{DType, Dim};
-pub use engraft_runtime::abi::Packing;
+pub use engraft_runtime::abi::{Center, Packing};
 use std::sync::Arc;
 
 /// What a step does.
@@ -288,6 +288,17 @@ pub enum RowOp {
     },
 }
 
+impl RowOp {
+    /// What is subtracted of each element, and ε, if it is a norm that the runtime computes: along a contiguous axis alone.
+    pub fn center(self) -> Option<(Center, f32)> {
+        match self {
+            Self::LayerNorm { epsilon } => Some((Center::Mean, epsilon)),
+            Self::RmsNorm { epsilon } => Some((Center::Zero, epsilon)),
+            Self::Reduce(_) | Self::Softmax | Self::Normalize { .. } => None,
+        }
+    }
+}
+
 /// An op along the axis `n` of `[outer, n, inner]`, contiguous.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
@@ -301,7 +312,7 @@ pub struct Row {
     pub inner: Dim,
     /// Whether there is a weight `[n]`.
     pub weight: bool,
-    /// Whether there is a bias `[n]`.
+    /// Whether there is a bias `[n]`; only a norm of the runtime's has one.
     pub bias: bool,
 }
 

@@ -7,7 +7,8 @@
 //! 6. what is carried is appended to and nothing else: where an input and an output are one piece of memory, each step
 //!    that writes it either copies the input to its own place, which does nothing, or writes beyond the input's end,
 //! 7. an adaptable layer runs with the call, has one matrix, staged with the base, and no adapter of its own; its items are
-//!    those of a batch that is run in slices.
+//!    those of a batch that is run in slices,
+//! 8. layer and RMS norms are along a contiguous axis, and no other op along an axis has a bias.
 //!
 //! Whether memory is shared soundly is for `check.rs`, which knows nothing of how the planner decided.
 
@@ -107,6 +108,16 @@ pub enum PlanInvariant {
         /// The step.
         step: usize,
     },
+    /// A norm of the runtime's is along an axis that is not contiguous, or another op along an axis has a bias.
+    #[error(
+        "step {step} ({kernel}) must be along a contiguous axis if it is a layer or RMS norm, and else have no bias"
+    )]
+    Row {
+        /// The step.
+        step: usize,
+        /// The kernel's name.
+        kernel: &'static str,
+    },
     /// A symbol is not the axis that is to bind it.
     #[error("symbol `{symbol}` is not axis {axis} of b{buffer}")]
     Symbol {
@@ -134,6 +145,9 @@ pub fn verify(plan: &Plan) -> Result<(), Vec<PlanInvariant>> {
         verify_operands(plan, index, step, &mut errors);
         if !may_be_adapted(plan, step) {
             errors.push(PlanInvariant::Adaptable { step: index });
+        }
+        if !has_code_if_row(&step.kernel) {
+            errors.push(PlanInvariant::Row { step: index, kernel: step.kernel.name() });
         }
         let target = plan.buffer(step.write);
         if is_given(target.storage) || target.stage != step.stage {
@@ -224,6 +238,14 @@ fn may_be_adapted(plan: &Plan, step: &Step) -> bool {
                 && !linear.batched_weight
                 && items.is_none_or(|items| linear.batch.as_symbol() == Some(&items.symbol))
         }
+        _ => true,
+    }
+}
+
+fn has_code_if_row(kernel: &Kernel) -> bool {
+    match kernel {
+        Kernel::Row(row) if row.op.center().is_some() => row.inner == Dim::fixed(1),
+        Kernel::Row(row) => !row.bias,
         _ => true,
     }
 }

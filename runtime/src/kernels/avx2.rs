@@ -12,10 +12,10 @@ use core::arch::x86_64::{
 };
 
 use super::{
-    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, MergeBlock, NormBlock, attention, dot, merge,
-    norm, peak, stream, tile, unary,
+    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, MergeBlock, NormBlock, attention, dot,
+    layer_norm, merge, norm, peak, stream, tile, unary,
 };
-use crate::abi::Unary;
+use crate::abi::{LayerNorm, Unary};
 use crate::panels::LANE;
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -26,6 +26,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     row_norm,
     merge,
     attention,
+    layer_norm,
     unary,
     stream,
     peak,
@@ -59,6 +60,12 @@ unsafe fn merge(block: &MergeBlock) {
 unsafe fn attention(block: &AttentionBlock) {
     // SAFETY: the block is the caller's promise, the instructions this function's.
     unsafe { attention::attention::<Ymm>(block) }
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn layer_norm(norm: &LayerNorm) {
+    // SAFETY: the rows are the caller's promise, the instructions this function's.
+    unsafe { layer_norm::layer_norm::<Ymm>(norm) }
 }
 
 /// Row by row, as there are too few registers to keep a function's constants in over all rows.

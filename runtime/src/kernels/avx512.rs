@@ -14,10 +14,10 @@ use core::arch::x86_64::{
 };
 
 use super::{
-    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, MergeBlock, NormBlock, attention, dot, merge,
-    norm, peak, stream, tile, unary,
+    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, MergeBlock, NormBlock, attention, dot,
+    layer_norm, merge, norm, peak, stream, tile, unary,
 };
-use crate::abi::Unary;
+use crate::abi::{LayerNorm, Unary};
 use crate::panels::LANE;
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -28,6 +28,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     row_norm,
     merge,
     attention,
+    layer_norm,
     unary,
     stream,
     peak,
@@ -61,6 +62,12 @@ unsafe fn merge(block: &MergeBlock) {
 unsafe fn attention(block: &AttentionBlock) {
     // SAFETY: the block is the caller's promise, the instructions this function's.
     unsafe { attention::attention::<Zmm>(block) }
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn layer_norm(norm: &LayerNorm) {
+    // SAFETY: the rows are the caller's promise, the instructions this function's.
+    unsafe { layer_norm::layer_norm::<Zmm>(norm) }
 }
 
 #[target_feature(enable = "avx512f")]

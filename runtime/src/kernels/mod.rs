@@ -1,8 +1,8 @@
-//! The kernels: one table of functions for each instruction set, chosen at run time. What they compute and in which
-//! order is written once, in `tile` (products, told what to do by a `block`), `dot` (products with few outputs), `norm` (row norms) and
-//! `merge` (merged weights), which take their tiles from `adapted`, `attention`, `unary` (elementwise functions, whose
-//! formulas are in `exp`, `gate` and `sine`) and `stream` (a plain read) and `peak` (arithmetic alone), over [`Lanes`]; an instruction
-//! set is an implementation of that trait. Kernels know nothing about batches, threads or frames.
+//! The kernels: one table of functions for each instruction set, chosen at run time. What they compute and in which order is
+//! written once, in `tile` (products, told what to do by a `block`), `dot` (products with few outputs), `norm` (row norms) and
+//! `merge` (merged weights), which take their tiles from `adapted`, `attention`, `layer_norm`, `unary` (elementwise functions,
+//! whose formulas are in `exp`, `gate` and `sine`), `stream` (a plain read) and `peak` (arithmetic alone), over [`Lanes`]; an
+//! instruction set is an implementation of that trait. Kernels know nothing about batches, threads or frames.
 //!
 //! Every element is summed in an order that only its k decides, whichever tile or thread computes it. So a row's result
 //! depends on nothing but that row, and the kernels that fuse multiply and add agree to the last bit.
@@ -18,6 +18,7 @@ mod block;
 mod dot;
 mod exp;
 mod gate;
+mod layer_norm;
 mod merge;
 mod norm;
 mod peak;
@@ -34,7 +35,7 @@ mod avx512;
 
 use std::str::FromStr;
 
-use crate::abi::Unary;
+use crate::abi::{LayerNorm, Unary};
 use crate::panels::LANE;
 
 pub(crate) use adapted::AdaptedPanel;
@@ -112,6 +113,7 @@ pub struct Kernels {
     pub(crate) row_norm: unsafe fn(&NormBlock),
     pub(crate) merge: unsafe fn(&MergeBlock),
     pub(crate) attention: unsafe fn(&AttentionBlock),
+    pub(crate) layer_norm: unsafe fn(&LayerNorm),
     pub(crate) unary: unsafe fn(&Unary),
     pub(crate) stream: unsafe fn(*const f32, usize) -> f32,
     pub(crate) peak: unsafe fn(usize) -> f32,

@@ -1,10 +1,10 @@
 //! Kernels in plain Rust, which the compiler turns into whatever vectors the target has.
 
 use super::{
-    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, MergeBlock, NormBlock, attention, dot, merge,
-    norm, peak, stream, tile, unary,
+    AttentionBlock, Block, DotBlock, KernelSet, Kernels, Lanes, MergeBlock, NormBlock, attention, dot,
+    layer_norm, merge, norm, peak, stream, tile, unary,
 };
-use crate::abi::Unary;
+use crate::abi::{LayerNorm, Unary};
 use crate::panels::LANE;
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -15,6 +15,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     row_norm,
     merge,
     attention,
+    layer_norm,
     unary,
     stream,
     peak,
@@ -43,6 +44,11 @@ unsafe fn merge(block: &MergeBlock) {
 unsafe fn attention(block: &AttentionBlock) {
     // SAFETY: the block is the caller's promise; plain Rust runs on any CPU.
     unsafe { attention::attention::<Floats>(block) }
+}
+
+unsafe fn layer_norm(norm: &LayerNorm) {
+    // SAFETY: the rows are the caller's promise; plain Rust runs on any CPU.
+    unsafe { layer_norm::layer_norm::<Floats>(norm) }
 }
 
 unsafe fn unary(call: &Unary) {
