@@ -241,7 +241,8 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     let w = block.w.wrapping_add(steps.first * block.width + column);
     let x = block.x.wrapping_add(row * block.k + steps.first);
     let x = Factor { at: x, row_stride: block.k, step_stride: 1 };
-    let left = steps.count.saturating_sub(TAIL);
+    // A single tile has nobody after it, and its few sums are near.
+    let left = if is_stream { steps.count } else { steps.count.saturating_sub(TAIL) };
     // SAFETY: the caller's tile has so many steps of x and W; a prefetch may be of any address.
     unsafe {
         let near = |p: usize| {
@@ -299,17 +300,10 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
                 L::prefetch(at(b));
             }
         };
-        if is_stream {
-            accumulate(sums, x, w, block.width, left..steps.count, |p| {
-                stream(p);
-                finish(p);
-            });
-        } else {
-            accumulate(sums, x, w, block.width, left..steps.count, |p| {
-                near(p);
-                finish(p);
-            });
-        }
+        accumulate(sums, x, w, block.width, left..steps.count, |p| {
+            near(p);
+            finish(p);
+        });
     }
 }
 
