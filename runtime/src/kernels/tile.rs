@@ -211,7 +211,10 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(
                 }
             }
         }
-        weight(&mut sums, block, pass, column);
+        // Rows that are finished alone have no steps left, and asking what to fetch would take as long as the rest.
+        if steps.count > 0 {
+            weight(&mut sums, block, pass, column);
+        }
         if let Some(finish) = pass.finish {
             finished(&mut sums, block, finish, row, column, counts);
         }
