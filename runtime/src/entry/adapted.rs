@@ -114,12 +114,12 @@ unsafe fn hidden(frame: *const Frame, product: &Product<'_>, adapters: Adapters<
         let end = rows.end.min(first + DOT_ROWS);
         // SAFETY: the rows are the product's, and each task has its own.
         unsafe {
-            dots(&product, adapters, first..end, context.kernels, |row| adapters.a_of(row, product.rows));
+            dots(&product, adapters, first..end, context.kernels, product.rows);
         }
     });
 }
 
-/// `h = x Aᵀ` for some rows, on this thread. `ahead` says what is fetched meanwhile, if those are done that come before a row.
+/// `h = x Aᵀ` for some rows, on this thread. Meanwhile A of the rows that come next is fetched, as far as `fetched`.
 ///
 /// # Safety
 /// As for [`hidden`], and nobody else computes or reads the hidden values of these rows.
@@ -128,7 +128,7 @@ unsafe fn dots(
     adapters: Adapters<'_>,
     rows: Range<usize>,
     kernels: &Kernels,
-    ahead: impl Fn(usize) -> *const f32,
+    fetched: usize,
 ) {
     // SAFETY: x is `[rows, k]`; a form's A is packed for the layer's k.
     unsafe {
@@ -141,7 +141,7 @@ unsafe fn dots(
                 x: product.linear.x.add(piece.first * product.k),
                 a: form.a.floats(),
                 h: piece.hidden,
-                ahead: ahead(piece.end),
+                ahead: adapters.a_of(piece.end, fetched),
             });
         }
     }
@@ -183,7 +183,8 @@ unsafe fn outputs(
                 (context.kernels.product)(&block);
             }
             product.epilogue(frame, row, rows, panel);
-            dots(&product, adapters, begin..end, context.kernels, |_| std::ptr::null());
+            // Of what has been fetched, the block has driven some out again.
+            dots(&product, adapters, begin..end, context.kernels, end);
         }
     });
 }
