@@ -242,6 +242,11 @@ proptest! {
             for row in (0..rows).step_by(7) {
                 prop_assert_eq!(bits(&dots.only(row).run(&context)), bits(&whole[row * out..(row + 1) * out]));
             }
+            // Sums of one output are added up one by one, those of several together.
+            for j in 0..out {
+                let column: Vec<_> = whole.iter().skip(j).step_by(out).copied().collect();
+                prop_assert_eq!(bits(&dots.only_output(j).run(&context)), bits(&column));
+            }
         }
     }
 }
@@ -290,6 +295,12 @@ impl Dots {
 
     fn only(&self, row: usize) -> Dots {
         Dots { rows: 1, x: self.x[row * self.k..(row + 1) * self.k].to_vec(), a: self.a.clone(), ..*self }
+    }
+
+    fn only_output(&self, j: usize) -> Dots {
+        let (out_stride, k_stride) = self.layout.strides(self.out, self.k);
+        let a = (0..self.k).map(|p| self.a[j * out_stride + p * k_stride]).collect();
+        Dots { out: 1, x: self.x.clone(), a, ..*self }
     }
 }
 

@@ -114,8 +114,13 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const OUT: usize>(
             accumulate(&mut sums, &lanes, a.add(whole), a_stride);
         }
         for r in 0..ROWS {
-            for j in 0..OUT {
-                *block.h.add((row + r) * block.out + output + j) = sums[r][j].sum();
+            let h = block.h.add((row + r) * block.out + output);
+            let (fours, ones) = sums[r].as_chunks();
+            for (j, &four) in fours.iter().enumerate() {
+                h.add(4 * j).cast::<[f32; 4]>().write_unaligned(L::sums(four));
+            }
+            for (j, one) in ones.iter().enumerate() {
+                *h.add(4 * fours.len() + j) = one.sum();
             }
         }
     }

@@ -87,6 +87,12 @@ pub(crate) trait Lanes: Copy {
     unsafe fn interleave(self, other: Self) -> [Self; 2];
     /// The sum of the lane, by halves: eight and eight, then four and four, and so on.
     unsafe fn sum(self) -> f32;
+    /// The [sums](Lanes::sum) of four lanes, each added in the same order.
+    #[inline(always)]
+    unsafe fn sums(lanes: [Self; 4]) -> [f32; 4] {
+        // SAFETY: the caller's instructions.
+        lanes.map(|lane| unsafe { lane.sum() })
+    }
     /// The same numbers in 64 bits.
     unsafe fn widen(self) -> Self::Wide;
     /// Rounded to 32 bits.
