@@ -20,6 +20,8 @@ use crate::workers::Shared;
 pub(crate) const BLOCK_ROWS: usize = 128;
 /// Rows of a block of dot products: they have no panel to use up, so they may be shared out finely, and 16 or 32 rows evenly.
 pub(crate) const DOT_ROWS: usize = 8;
+/// Rows of such a block where each thread has several: tiles as high as they can be.
+const MANY_DOT_ROWS: usize = 24;
 /// Rows of a block of norms: several groups of as many as a kernel takes side by side.
 const NORM_ROWS: usize = 16;
 /// What an element of a norm takes, in the elementary operations of products: it is read in each of three passes.
@@ -110,15 +112,17 @@ pub unsafe extern "C" fn engraft_dot(frame: *const Frame, dot: *const Dot) {
     let (rows, k, out) = (dot.rows as usize, dot.k as usize, dot.out as usize);
     let shared = Shared(dot);
     let operations = rows.saturating_mul(k).saturating_mul(out);
+    let are_many = rows >= 4 * MANY_DOT_ROWS * context.workers.threads();
+    let task_rows = if are_many { MANY_DOT_ROWS } else { DOT_ROWS };
     // Without outputs there is nothing to do, however many rows.
-    let tasks = if out == 0 { 0 } else { rows.div_ceil(DOT_ROWS) };
+    let tasks = if out == 0 { 0 } else { rows.div_ceil(task_rows) };
     context.workers.run(tasks, operations, &|task| {
         let dot = shared.get();
-        let first = task * DOT_ROWS;
+        let first = task * task_rows;
         // SAFETY: the rows from `first` are rows of the caller's matrices, and each task has its own.
         unsafe {
             let (x, h) = (dot.x.add(first * k), dot.h.add(first * out));
-            let rows = (rows - first).min(DOT_ROWS);
+            let rows = (rows - first).min(task_rows);
             (context.kernels.dot)(&DotBlock { rows, k, out, x, a: dot.a, h, ahead: std::ptr::null() });
         }
     });

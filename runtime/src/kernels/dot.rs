@@ -91,19 +91,23 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const OUT: usize>(
         let mut sums = [[L::splat(0.0); OUT]; ROWS];
         let mut lanes = [L::splat(0.0); ROWS];
         let ahead = block.ahead.wrapping_add(output * a_stride);
+        // The rows that come next are fetched in equal shares by all tiles of these rows, each share from its first line to
+        // its last: fetched at once they would wait for each other, and line by line the prefetchers help. A few rows have
+        // none that come next.
+        let lines = if ROWS > LOW_ROWS { (ROWS * OUT).div_ceil(block.out) } else { 0 };
+        let mut next = x.wrapping_add(ROWS * block.k + ROWS * block.k * output / block.out);
         for p in (0..whole).step_by(LANE) {
+            for _ in 0..lines {
+                L::prefetch_far(next);
+                next = next.wrapping_add(LANE);
+            }
             if !block.ahead.is_null() {
                 for j in 0..OUT {
                     L::prefetch_far(ahead.wrapping_add(p + j * a_stride));
                 }
             }
             for r in 0..ROWS {
-                let x = x.add(r * block.k + p);
-                // A few rows have none that come next.
-                if output == 0 && ROWS > LOW_ROWS {
-                    L::prefetch_far(x.wrapping_add(ROWS * block.k));
-                }
-                lanes[r] = L::load(x);
+                lanes[r] = L::load(x.add(r * block.k + p));
             }
             accumulate(&mut sums, &lanes, a.add(p), a_stride);
         }
