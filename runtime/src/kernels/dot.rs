@@ -38,10 +38,12 @@ pub(crate) struct DotBlock {
 /// The CPU has the instructions of `L`, and the block's pointers are valid for the extents it gives.
 #[inline(always)]
 pub(super) unsafe fn dot<L: Lanes>(block: &DotBlock) {
-    // A set with few registers takes a row at a time.
-    let high = if L::ACCUMULATORS >= TILE_ROWS * TILE_OUT { TILE_ROWS } else { 1 };
+    if L::ACCUMULATORS < TILE_ROWS * TILE_OUT {
+        // SAFETY: as the caller's.
+        return unsafe { row_by_row::<L>(block) };
+    }
     // As few tiles as can hold the rows, all about as high.
-    let tiles = block.rows.div_ceil(high);
+    let tiles = block.rows.div_ceil(TILE_ROWS);
     for tile in 0..tiles {
         let (row, end) = (tile * block.rows / tiles, (tile + 1) * block.rows / tiles);
         // SAFETY: the rows are the block's, and no more of them than a tile is high.
@@ -58,6 +60,26 @@ pub(super) unsafe fn dot<L: Lanes>(block: &DotBlock) {
     }
 }
 
+/// For a set with few registers: it takes a row of x at a time, so a few rows of A are read for all rows of x, not all for each.
+#[inline(always)]
+unsafe fn row_by_row<L: Lanes>(block: &DotBlock) {
+    let mut output = 0;
+    while output < block.out {
+        let is_full = block.out - output >= TILE_OUT;
+        for row in 0..block.rows {
+            // SAFETY: the rows and outputs are the block's.
+            unsafe {
+                if is_full {
+                    tile::<L, 1, TILE_OUT>(block, row, output);
+                } else {
+                    tile::<L, 1, 1>(block, row, output);
+                }
+            }
+        }
+        output += if is_full { TILE_OUT } else { 1 };
+    }
+}
+
 #[inline(always)]
 unsafe fn all_outputs<L: Lanes, const ROWS: usize>(block: &DotBlock, row: usize) {
     let mut output = 0;
@@ -65,9 +87,7 @@ unsafe fn all_outputs<L: Lanes, const ROWS: usize>(block: &DotBlock, row: usize)
         // SAFETY: the rows and outputs are the block's.
         output += unsafe {
             match block.out - output {
-                LOW_OUT.. if ROWS <= LOW_ROWS && L::ACCUMULATORS >= LOW_ROWS * LOW_OUT => {
-                    tile::<L, ROWS, LOW_OUT>(block, row, output)
-                }
+                LOW_OUT.. if ROWS <= LOW_ROWS => tile::<L, ROWS, LOW_OUT>(block, row, output),
                 TILE_OUT.. => tile::<L, ROWS, TILE_OUT>(block, row, output),
                 _ => tile::<L, ROWS, 1>(block, row, output),
             }
