@@ -23,9 +23,8 @@ pub(crate) const TILE_ROWS: usize = 8;
 pub(crate) const K_BLOCK: usize = 1024;
 /// How many steps of k ahead of its use a line of a panel that is in the second-level cache is fetched into the first.
 const NEAR_STEPS: usize = 16;
-/// In how many last steps of a tile what it ends with is fetched, a row in each: rows beyond the tile's are the next one's.
-/// Before, what the steps themselves read would push it out of the first-level cache again.
-const TAIL: usize = 24;
+/// How many lines of each row of x the next tile finds in the first-level cache: the CPU's prefetchers need some to begin with.
+const NEXT_LINES: usize = NEAR_STEPS / TILE_ROWS;
 /// Tiles with so many rows at most wait for the panel and not for arithmetic. They fetch one line of each step and leave the
 /// others to the CPU's prefetchers, as a plain read does.
 const STREAM_ROWS: usize = 4;
@@ -121,7 +120,7 @@ unsafe fn all_rows<L: Lanes>(block: &Block<'_>, steps: Steps, (index, blocks): (
     // The first tiles are a row higher, if they cannot all be alike.
     let (low, higher) = (block.rows / tiles.max(1), block.rows % tiles.max(1));
     let far = next_block(block, steps, tiles);
-    let far_stride = far.floats.div_ceil(steps.count.saturating_sub(TAIL).max(1));
+    let far_stride = far.floats.div_ceil(steps.count.saturating_sub(TILE_ROWS + NEAR_STEPS).max(1));
     let mut end = 0;
     for tile in 0..tiles {
         let row = end;
@@ -226,9 +225,9 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     }
 }
 
-/// The steps of W, and meanwhile what is read after them is fetched: the panel's own lines; what the pass says and each B that
-/// comes next, in as much of the steps but the last as it is of all; and in the last what the tile ends with. A core waits for
-/// few lines at a time, so they are spread.
+/// The steps of W, and meanwhile what is read after them is fetched: the panel's own lines all the time, in the first steps what
+/// the tile ends with, in the last ones what the next tile begins with, and in those between them what is read later. A single
+/// tile has nobody after it, and its few sums are near.
 ///
 /// # Safety
 /// As for [`tile`].
@@ -239,38 +238,82 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     pass: &Pass<'_>,
     column: usize,
 ) {
-    let &Pass { row, steps, is_stream, .. } = pass;
-    // Of a pass without steps this is beyond the panel.
-    let w = block.w.wrapping_add(steps.first * block.width + column);
+    let (x, w) = factors(block, pass, column);
+    let (count, width) = (pass.steps.count, block.width);
+    let opened = if pass.is_stream { 0 } else { ROWS.min(count) };
+    let closing = if pass.is_stream { count } else { count.saturating_sub(NEAR_STEPS).max(opened) };
+    // SAFETY: the caller's tile has so many steps of x and W.
+    unsafe {
+        let [y, residual] = ends(block, pass.row, column);
+        accumulate(sums, x, w, width, 0..opened, |p| {
+            near::<L, WIDTH>(w.wrapping_add((p + NEAR_STEPS) * width));
+            near::<L, WIDTH>(y.wrapping_add(p * block.y_stride));
+            near::<L, WIDTH>(residual.wrapping_add(p * block.y_stride));
+        });
+        between(sums, block, pass, column, opened..closing);
+        let next = Next::of(block, pass, column, ROWS);
+        accumulate(sums, x, w, width, closing..count, |p| {
+            let p = p - closing;
+            near::<L, WIDTH>(next.w.wrapping_add(p * width));
+            near::<L, WIDTH>(next.b.wrapping_add(p * width));
+            near::<L, 1>(next.x.wrapping_add(p / NEXT_LINES * block.k + p % NEXT_LINES * LANE));
+        });
+    }
+}
+
+/// The tile's rows of x and its lanes of W, from the pass's first step on. Without steps W is beyond the panel.
+#[inline(always)]
+fn factors(block: &Block<'_>, pass: &Pass<'_>, column: usize) -> (Factor, *const f32) {
+    let &Pass { row, steps, .. } = pass;
     let x = block.x.wrapping_add(row * block.k + steps.first);
-    let x = Factor { at: x, row_stride: block.k, step_stride: 1 };
-    // A single tile has nobody after it, and its few sums are near.
-    let left = if is_stream { steps.count } else { steps.count.saturating_sub(TAIL) };
+    let w = block.w.wrapping_add(steps.first * block.width + column);
+    (Factor { at: x, row_stride: block.k, step_stride: 1 }, w)
+}
+
+/// Fetches lanes into the first-level cache.
+#[inline(always)]
+fn near<L: Lanes, const COUNT: usize>(from: *const f32) {
+    for v in 0..COUNT {
+        // SAFETY: a prefetch may be of any address; who computes tiles has the instructions.
+        unsafe { L::prefetch(from.wrapping_add(v * LANE)) };
+    }
+}
+
+/// Steps of W in which what is read later is fetched: what the pass says and each B that comes next, in as much of the steps as
+/// it is of all. A core waits for few lines at a time, so they are spread.
+///
+/// # Safety
+/// As for [`tile`]; the steps are the pass's.
+#[inline(always)]
+unsafe fn between<L: Lanes, const ROWS: usize, const WIDTH: usize>(
+    sums: &mut [[L; WIDTH]; ROWS],
+    block: &Block<'_>,
+    pass: &Pass<'_>,
+    column: usize,
+    steps: Range<usize>,
+) {
+    let (x, w) = factors(block, pass, column);
+    let width = block.width;
     // SAFETY: the caller's tile has so many steps of x and W; a prefetch may be of any address.
     unsafe {
-        let near = |p: usize| {
-            for v in 0..WIDTH {
-                L::prefetch(w.wrapping_add((p + NEAR_STEPS) * block.width + v * LANE));
-            }
-        };
         let stream = |p: usize| {
             // Of few rows a step takes longer, the more there are: as far ahead in time.
             let (ahead, lines) =
                 if ROWS <= STREAM_ROWS { (STREAM_AHEAD / ROWS, 1) } else { (STREAM_AHEAD, WIDTH) };
             for v in 0..lines {
-                L::prefetch_far(w.wrapping_add(p * block.width + ahead + v * LANE));
+                L::prefetch_far(w.wrapping_add(p * width + ahead + v * LANE));
             }
         };
         let shares = pass.shares();
         // Mostly nothing else is fetched, and that is worth doing without divisions.
         let all: usize =
             if shares == 1 { 0 } else { (0..shares).map(|share| pass.share(block, share).floats).sum() };
-        let (mut begin, mut floats) = (0, 0);
+        let (mut begin, mut floats) = (steps.start, 0);
         for share in 0..shares {
             let fetch = pass.share(block, share);
             floats += fetch.floats;
             let is_last = share + 1 == shares;
-            let end = if is_last { left } else { left * floats / all.max(1) };
+            let end = if is_last { steps.end } else { steps.start + steps.len() * floats / all.max(1) };
             let stride =
                 if shares == 1 { pass.far_stride } else { fetch.floats.div_ceil((end - begin).max(1)) };
             let from = fetch.from.wrapping_sub(begin * stride);
@@ -279,53 +322,54 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
                 L::prefetch_far(at);
                 L::prefetch_far(at.wrapping_add(stride / 2));
             };
-            let steps = begin..end;
-            match (is_stream, stride) {
-                (true, 0) => accumulate(sums, x, w, block.width, steps, stream),
-                (true, _) => accumulate(sums, x, w, block.width, steps, |p| {
+            match (pass.is_stream, stride) {
+                (true, 0) => accumulate(sums, x, w, width, begin..end, stream),
+                (true, _) => accumulate(sums, x, w, width, begin..end, |p| {
                     stream(p);
                     later(p);
                 }),
-                (false, _) => accumulate(sums, x, w, block.width, steps, |p| {
-                    near(p);
+                (false, _) => accumulate(sums, x, w, width, begin..end, |p| {
+                    near::<L, WIDTH>(w.wrapping_add((p + NEAR_STEPS) * width));
                     later(p);
                 }),
             }
             begin = end;
         }
-        let [y, residual, b] = ends(block, pass, column);
-        let finish = |p: usize| {
-            for v in 0..WIDTH {
-                let at =
-                    |(from, stride): (*const f32, usize)| from.wrapping_add((p - left) * stride + v * LANE);
-                L::prefetch(at(y));
-                L::prefetch(at(residual));
-                L::prefetch(at(b));
-            }
-        };
-        accumulate(sums, x, w, block.width, left..steps.count, |p| {
-            near(p);
-            finish(p);
-        });
     }
 }
 
-/// What a tile meets at its end, as what is fetched into the first-level cache before: places and the strides of rows.
-///
-/// Its lines of y, which stores would otherwise wait for and hold up the next tile's; those of the residual; and the first
-/// steps of B. Where one of them is not there, y is fetched once more: addresses that are nowhere would be looked for in the
-/// page table each time.
+/// What a tile meets at its end, row by row: its lines of y, which stores would otherwise wait for and hold up the next tile's,
+/// and those of the residual. They are pushed out of the first-level cache again, but not far. Without a residual y is fetched once
+/// more: addresses that are nowhere would be looked for in the page table each time.
 #[inline(always)]
-fn ends(block: &Block<'_>, pass: &Pass<'_>, column: usize) -> [(*const f32, usize); 3] {
-    let y = (block.y.wrapping_add(pass.row * block.y_stride + column).cast_const(), block.y_stride);
-    let residual = (block.residual_at(pass.row, column), block.y_stride);
-    let b = pass.finish.filter(|finish| finish.rank > 0);
-    let is_last = pass.finish.is_some() || !pass.next.is_empty();
-    [
-        y,
-        if block.residual.is_null() || !is_last { y } else { residual },
-        b.map_or(y, |finish| (finish.panel(block).wrapping_add(column), block.width)),
-    ]
+fn ends(block: &Block<'_>, row: usize, column: usize) -> [*const f32; 2] {
+    let y = block.y.wrapping_add(row * block.y_stride + column).cast_const();
+    [y, if block.residual.is_null() { y } else { block.residual_at(row, column) }]
+}
+
+/// What is read after a tile's last step: the first steps of B, and what the next tile begins with, in all probability of as
+/// many rows and the same lanes.
+struct Next {
+    x: *const f32,
+    w: *const f32,
+    /// W once more, where there is no B.
+    b: *const f32,
+}
+
+impl Next {
+    #[inline(always)]
+    fn of(block: &Block<'_>, pass: &Pass<'_>, column: usize, rows: usize) -> Next {
+        let Steps { first, count, .. } = pass.steps;
+        // After the last rows come the first, with the next block of inputs or the next panel.
+        let (row, first) = match pass.row + rows {
+            row if row < block.rows => (row, first),
+            _ => (0, first + count),
+        };
+        let x = block.x.wrapping_add(row * block.k + if first < block.k { first } else { 0 });
+        let w = block.w.wrapping_add(first * block.width + column);
+        let b = pass.finish.filter(|finish| finish.rank > 0);
+        Next { x, w, b: b.map_or(w, |finish| finish.panel(block).wrapping_add(column)) }
+    }
 }
 
 /// What follows the sums of W: the low-rank part, gain, bias, shift and residual.
