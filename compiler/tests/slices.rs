@@ -124,7 +124,7 @@ fn what_has_items_and_what_has_none() {
     assert_eq!(items(&g.finish().unwrap()), None);
 }
 
-/// 24 MB of scratch: three slices of eight megabytes, of 13 and 14 items.
+/// 24 MB of scratch: six slices of four megabytes, of 6 and 7 items.
 #[test]
 fn a_large_call_is_each_item_alone() {
     let g = GraphBuilder::new("large");

@@ -20,7 +20,7 @@ use crate::workers::Shared;
 pub(crate) const BLOCK_ROWS: usize = 128;
 /// Rows of a block of dot products: they have no panel to use up, so they may be shared out finely, and 16 or 32 rows evenly.
 pub(crate) const DOT_ROWS: usize = 8;
-/// Rows of such a block where each thread has several: tiles as high as they can be.
+/// Rows of such a block where each thread has at least four: whole tiles, as high as AVX-512 has them.
 const MANY_DOT_ROWS: usize = 24;
 /// Rows of a block of norms: several groups of as many as a kernel takes side by side.
 const NORM_ROWS: usize = 16;

@@ -9,8 +9,8 @@ use crate::program::{Binder, ItemsSpec, ProgramSpec, TensorSpec};
 use crate::stage::Table;
 
 /// The scratch of a slice for each thread that works on it: a few times a second-level cache, so that what one step writes
-/// is near when the next reads it, and a weight is still read for many rows at once. On a model of width 384 and 32 texts of
-/// 128 tokens twice as much took 0.6 % longer, and half as much as long.
+/// is near when the next reads it, and a weight is still read for many rows at once. On a model of width 384 and
+/// 32 texts of 128 tokens twice as much took 0.6 % longer, and half as much took the same time.
 const SLICE_BYTES: u64 = 4 << 20;
 
 /// A call's batch and the slices it is run in.

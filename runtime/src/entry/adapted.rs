@@ -119,7 +119,7 @@ unsafe fn hidden(frame: *const Frame, product: &Product<'_>, adapters: Adapters<
     });
 }
 
-/// `h = x Aᵀ` for some rows, on this thread. Meanwhile A of the rows that come next is fetched, as far as `fetched`.
+/// `h = x Aᵀ` for some rows, on this thread. Meanwhile A of the rows that come next is fetched, of those before `fetch_end`.
 ///
 /// # Safety
 /// As for [`hidden`], and nobody else computes or reads the hidden values of these rows.
@@ -128,7 +128,7 @@ unsafe fn dots(
     adapters: Adapters<'_>,
     rows: Range<usize>,
     kernels: &Kernels,
-    fetched: usize,
+    fetch_end: usize,
 ) {
     // SAFETY: x is `[rows, k]`; a form's A is packed for the layer's k.
     unsafe {
@@ -141,7 +141,7 @@ unsafe fn dots(
                 x: product.linear.x.add(piece.first * product.k),
                 a: form.a.floats(),
                 h: piece.hidden,
-                ahead: adapters.a_of(piece.end, fetched),
+                ahead: adapters.a_of(piece.end, fetch_end),
             });
         }
     }
@@ -183,7 +183,7 @@ unsafe fn outputs(
                 (context.kernels.product)(&block);
             }
             product.epilogue(frame, row, rows, panel);
-            // Of what has been fetched, the block has driven some out again.
+            // Their A are fetched once more: the block has driven some of them out.
             dots(&product, adapters, begin..end, context.kernels, end);
         }
     });

@@ -111,9 +111,9 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const OUT: usize>(
         let mut sums = [[L::splat(0.0); OUT]; ROWS];
         let mut lanes = [L::splat(0.0); ROWS];
         let ahead = block.ahead.wrapping_add(output * a_stride);
-        // The rows that come next are fetched in equal shares by all tiles of these rows, each share from its first line to
-        // its last: fetched at once they would wait for each other, and line by line the prefetchers help. A few rows have
-        // none that come next.
+        // Each tile of these rows fetches its share of those that come next, whole lines in each step, from the first to the
+        // last: fetched at once they would wait for each other, and line by line the prefetchers help. A few rows have none
+        // that come next.
         let lines = if ROWS > LOW_ROWS { (ROWS * OUT).div_ceil(block.out) } else { 0 };
         let mut next = x.wrapping_add(ROWS * block.k + ROWS * block.k * output / block.out);
         for p in (0..whole).step_by(LANE) {
@@ -141,7 +141,7 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const OUT: usize>(
             let h = block.h.add((row + r) * block.out + output);
             let (fours, ones) = sums[r].as_chunks();
             for (j, &four) in fours.iter().enumerate() {
-                h.add(4 * j).cast::<[f32; 4]>().write_unaligned(L::sums(four));
+                h.add(4 * j).cast::<[f32; 4]>().write(L::sums(four));
             }
             for (j, one) in ones.iter().enumerate() {
                 *h.add(4 * fours.len() + j) = one.sum();

@@ -23,7 +23,8 @@ pub(crate) const TILE_ROWS: usize = 8;
 pub(crate) const K_BLOCK: usize = 1024;
 /// How many steps of k ahead of its use a line of a panel that is in the second-level cache is fetched into the first.
 const NEAR_STEPS: usize = 16;
-/// How many lines of each row of x the next tile finds in the first-level cache: the CPU's prefetchers need some to begin with.
+/// How many lines of each row of x the next tile finds in the first-level cache: the CPU's prefetchers need some to begin
+/// with.
 const NEXT_LINES: usize = NEAR_STEPS / TILE_ROWS;
 /// Tiles with so many rows at most wait for the panel and not for arithmetic. They fetch one line of each step and leave the
 /// others to the CPU's prefetchers, as a plain read does.
@@ -120,7 +121,9 @@ unsafe fn all_rows<L: Lanes>(block: &Block<'_>, steps: Steps, (index, blocks): (
     // The first tiles are a row higher, if they cannot all be alike.
     let (low, higher) = (block.rows / tiles.max(1), block.rows % tiles.max(1));
     let far = next_block(block, steps, tiles);
-    let far_stride = far.floats.div_ceil(steps.count.saturating_sub(TILE_ROWS + NEAR_STEPS).max(1));
+    // All steps but those in which a high tile fetches what is near.
+    let far_steps = steps.count.saturating_sub(TILE_ROWS + NEAR_STEPS).max(1);
+    let far_stride = far.floats.div_ceil(far_steps);
     let mut end = 0;
     for tile in 0..tiles {
         let row = end;
@@ -225,9 +228,10 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     }
 }
 
-/// The steps of W, and meanwhile what is read after them is fetched: the panel's own lines all the time, in the first steps what
-/// the tile ends with, in the last ones what the next tile begins with, and in those between them what is read later. A single
-/// tile has nobody after it, and its few sums are near.
+/// The steps of W, and meanwhile what is read after them is fetched: in the first steps what the tile ends with, in the last ones
+/// what the next tile begins with, in those between them what is read later. A single tile has nobody after it, and its few
+/// sums are near. Tiles that are narrower than a panel take so little time that a third loop costs more than it gains: they
+/// fetch what they end with in the last steps.
 ///
 /// # Safety
 /// As for [`tile`].
@@ -238,30 +242,36 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     pass: &Pass<'_>,
     column: usize,
 ) {
+    let is_wide = L::ACCUMULATORS >= TILE_ROWS * PANEL / LANE;
     let (x, w) = factors(block, pass, column);
     let (count, width) = (pass.steps.count, block.width);
-    let opened = if pass.is_stream { 0 } else { ROWS.min(count) };
+    let opened = if pass.is_stream || !is_wide { 0 } else { ROWS.min(count) };
     let closing = if pass.is_stream { count } else { count.saturating_sub(NEAR_STEPS).max(opened) };
     // SAFETY: the caller's tile has so many steps of x and W.
     unsafe {
-        let [y, residual] = ends(block, pass.row, column);
-        accumulate(sums, x, w, width, 0..opened, |p| {
+        let [y, residual, b] = ends(block, pass, column);
+        let ends = |p: usize, row: usize| {
             near::<L, WIDTH>(w.wrapping_add((p + NEAR_STEPS) * width));
-            near::<L, WIDTH>(y.wrapping_add(p * block.y_stride));
-            near::<L, WIDTH>(residual.wrapping_add(p * block.y_stride));
-        });
+            near::<L, WIDTH>(y.wrapping_add(row * block.y_stride));
+            near::<L, WIDTH>(residual.wrapping_add(row * block.y_stride));
+        };
+        accumulate(sums, x, w, width, 0..opened, |p| ends(p, p));
         between(sums, block, pass, column, opened..closing);
-        let next = Next::of(block, pass, column, ROWS);
+        let (next_x, next_w) = next(block, pass, ROWS);
         accumulate(sums, x, w, width, closing..count, |p| {
-            let p = p - closing;
-            near::<L, WIDTH>(next.w.wrapping_add(p * width));
-            near::<L, WIDTH>(next.b.wrapping_add(p * width));
-            near::<L, 1>(next.x.wrapping_add(p / NEXT_LINES * block.k + p % NEXT_LINES * LANE));
+            let step = p - closing;
+            near::<L, WIDTH>(b.wrapping_add(step * width));
+            if is_wide {
+                near::<L, WIDTH>(next_w.wrapping_add(step * width));
+                near::<L, 1>(next_x.wrapping_add(step / NEXT_LINES * block.k + step % NEXT_LINES * LANE));
+            } else {
+                ends(p, step);
+            }
         });
     }
 }
 
-/// The tile's rows of x and its lanes of W, from the pass's first step on. Without steps W is beyond the panel.
+/// The tile's rows of x and its lanes of W, from the pass's first step on.
 #[inline(always)]
 fn factors(block: &Block<'_>, pass: &Pass<'_>, column: usize) -> (Factor, *const f32) {
     let &Pass { row, steps, .. } = pass;
@@ -271,16 +281,19 @@ fn factors(block: &Block<'_>, pass: &Pass<'_>, column: usize) -> (Factor, *const
 }
 
 /// Fetches lanes into the first-level cache.
+///
+/// # Safety
+/// The CPU has the instructions of `L`.
 #[inline(always)]
-fn near<L: Lanes, const COUNT: usize>(from: *const f32) {
+unsafe fn near<L: Lanes, const COUNT: usize>(from: *const f32) {
     for v in 0..COUNT {
-        // SAFETY: a prefetch may be of any address; who computes tiles has the instructions.
+        // SAFETY: a prefetch may be of any address.
         unsafe { L::prefetch(from.wrapping_add(v * LANE)) };
     }
 }
 
-/// Steps of W in which what is read later is fetched: what the pass says and each B that comes next, in as much of the steps as
-/// it is of all. A core waits for few lines at a time, so they are spread.
+/// Steps of W in which what is read later is fetched: what the pass says and each B that comes next, in as much of the steps
+/// as it is of all. A core waits for few lines at a time, so they are spread.
 ///
 /// # Safety
 /// As for [`tile`]; the steps are the pass's.
@@ -338,38 +351,34 @@ unsafe fn between<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     }
 }
 
-/// What a tile meets at its end, row by row: its lines of y, which stores would otherwise wait for and hold up the next tile's,
-/// and those of the residual. They are pushed out of the first-level cache again, but not far. Without a residual y is fetched once
-/// more: addresses that are nowhere would be looked for in the page table each time.
+/// What a tile meets at its end: its lines of y, which stores would otherwise wait for and hold up the next tile's, and those
+/// of the residual, a row apart; and the steps of B. What is pushed out of the first-level cache again is not far. Where one of
+/// them is not there, or not met yet, y is fetched once more: addresses that are nowhere would be looked for in the page table
+/// each time.
 #[inline(always)]
-fn ends(block: &Block<'_>, row: usize, column: usize) -> [*const f32; 2] {
-    let y = block.y.wrapping_add(row * block.y_stride + column).cast_const();
-    [y, if block.residual.is_null() { y } else { block.residual_at(row, column) }]
+fn ends(block: &Block<'_>, pass: &Pass<'_>, column: usize) -> [*const f32; 3] {
+    let y = block.y.wrapping_add(pass.row * block.y_stride + column).cast_const();
+    let is_last = pass.steps.first + pass.steps.count == block.k;
+    let residual = block.residual_at(pass.row, column);
+    let b = pass.finish.filter(|finish| finish.rank > 0);
+    [
+        y,
+        if block.residual.is_null() || !is_last { y } else { residual },
+        b.map_or(y, |finish| finish.panel(block).wrapping_add(column)),
+    ]
 }
 
-/// What is read after a tile's last step: the first steps of B, and what the next tile begins with, in all probability of as
-/// many rows and the same lanes.
-struct Next {
-    x: *const f32,
-    w: *const f32,
-    /// W once more, where there is no B.
-    b: *const f32,
-}
-
-impl Next {
-    #[inline(always)]
-    fn of(block: &Block<'_>, pass: &Pass<'_>, column: usize, rows: usize) -> Next {
-        let Steps { first, count, .. } = pass.steps;
-        // After the last rows come the first, with the next block of inputs or the next panel.
-        let (row, first) = match pass.row + rows {
-            row if row < block.rows => (row, first),
-            _ => (0, first + count),
-        };
-        let x = block.x.wrapping_add(row * block.k + if first < block.k { first } else { 0 });
-        let w = block.w.wrapping_add(first * block.width + column);
-        let b = pass.finish.filter(|finish| finish.rank > 0);
-        Next { x, w, b: b.map_or(w, |finish| finish.panel(block).wrapping_add(column)) }
-    }
+/// Where the next tile, one as wide as the panel, begins: x, and W. After the last rows come the first ones, with the next block
+/// of inputs or the next panel.
+#[inline(always)]
+fn next(block: &Block<'_>, pass: &Pass<'_>, rows: usize) -> (*const f32, *const f32) {
+    let Steps { first, count, .. } = pass.steps;
+    let (row, first) = match pass.row + rows {
+        row if row < block.rows => (row, first),
+        _ => (0, first + count),
+    };
+    let x = block.x.wrapping_add(row * block.k + if first < block.k { first } else { 0 });
+    (x, block.w.wrapping_add(first * block.width))
 }
 
 /// What follows the sums of W: the low-rank part, gain, bias, shift and residual.

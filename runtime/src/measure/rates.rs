@@ -21,7 +21,7 @@ const APART: usize = 5;
 const K: usize = 768;
 /// Rows of A.
 const RANK: usize = 8;
-/// Rows of x that dot products are measured with: those of a task.
+/// Rows of x that dot products are measured with: those of a task of few rows, and of those whose rows have adapters.
 const ROWS: usize = DOT_ROWS;
 /// How long each rate is measured.
 const SPAN: Duration = Duration::from_millis(12);
