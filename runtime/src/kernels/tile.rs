@@ -250,12 +250,12 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
     // SAFETY: the caller's tile has so many steps of x and W.
     unsafe {
         let [y, residual, b] = ends(block, pass, column);
-        let ends = |p: usize, row: usize| {
+        let end_of_row = |p: usize, row: usize| {
             near::<L, WIDTH>(w.wrapping_add((p + NEAR_STEPS) * width));
             near::<L, WIDTH>(y.wrapping_add(row * block.y_stride));
             near::<L, WIDTH>(residual.wrapping_add(row * block.y_stride));
         };
-        accumulate(sums, x, w, width, 0..opened, |p| ends(p, p));
+        accumulate(sums, x, w, width, 0..opened, |p| end_of_row(p, p));
         between(sums, block, pass, column, opened..closing);
         let (next_x, next_w) = next(block, pass, ROWS);
         accumulate(sums, x, w, width, closing..count, |p| {
@@ -265,7 +265,7 @@ unsafe fn weight<L: Lanes, const ROWS: usize, const WIDTH: usize>(
                 near::<L, WIDTH>(next_w.wrapping_add(step * width));
                 near::<L, 1>(next_x.wrapping_add(step / NEXT_LINES * block.k + step % NEXT_LINES * LANE));
             } else {
-                ends(p, step);
+                end_of_row(p, step);
             }
         });
     }
